@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a scan, a data set or a command line, said with file, value and remedy before the work begins."""
+
+from __future__ import annotations
+
+from tools.checks.pairs import check_dataset, check_pair
+from tools.checks.settings import check_command_line, check_roi_size
+from tools.checks.volumes import check_scan, read_header
+
+__all__ = ["check_command_line", "check_dataset", "check_pair", "check_roi_size", "check_scan", "read_header"]

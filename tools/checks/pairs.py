@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a labelled data set: images and labels that do not belong together, unknown label values."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tools.checks.volumes import read_header, read_voxels
+from tools.errors import (
+    DatalistError,
+    DatasetError,
+    EmptyDatasetError,
+    GeometryMismatchError,
+    LabelValueError,
+    ToolsError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def check_pair(
+    image_path: str | Path, label_path: str | Path, label_values: Collection[int], num_channels: int = 1
+) -> None:
+    """Raise if an image and its label do not belong together; warn of a label that is all background.
+
+    Only the header of the image is read. Two grids are the same if no corner of the volume moves by more than half a
+    voxel along any axis, which lets rounding in the files pass.
+
+    Args:
+        image_path: a `.nii` or `.nii.gz` file.
+        label_path: a `.nii` or `.nii.gz` file of whole numbers.
+        label_values: the values that the data set defines, background among them.
+        num_channels: how many volumes the image must hold.
+
+    Raises:
+        MissingFileError: if one of the files does not exist.
+        UnreadableScanError: if one of the files is refused by `read_header`, or the label is damaged.
+        GeometryMismatchError: if shapes or affines differ.
+        LabelValueError: if the label holds other values.
+    """
+    image, label = read_header(image_path, num_channels), read_header(label_path)
+    if image.shape[:3] != label.shape[:3]:
+        raise GeometryMismatchError(
+            label_path,
+            f"shape {'×'.join(map(str, label.shape[:3]))}",
+            f"{'×'.join(map(str, image.shape[:3]))} as in {image_path}",
+            "resample the label to the image or pair it with the right one",
+        )
+    corners = np.array([*itertools.product(*((0, size - 1) for size in image.shape[:3]), (1,))]).T
+    shift_mm = (label.affine - image.affine)[:3] @ corners
+    shift_voxels = np.abs(np.linalg.solve(image.affine[:3, :3], shift_mm))
+    if shift_voxels.max() > 0.5:
+        raise GeometryMismatchError(
+            label_path,
+            f"a grid up to {shift_voxels.max():.1f} voxels ({np.linalg.norm(shift_mm, axis=0).max():.1f} mm) off",
+            f"the affine of {image_path} within half a voxel",
+            "copy the image's affine if the voxels do fit, else resample the label",
+        )
+    voxels = read_voxels(label_path, label)
+    allowed = sorted({int(value) for value in label_values})
+    unknown = voxels[~np.isin(voxels, allowed)]
+    if unknown.size:
+        values, counts = np.unique(unknown, return_counts=True)
+        listed = [f"{value:g} ({count} voxels)" for value, count in zip(values[:5], counts[:5], strict=True)]
+        more = f" and {len(values) - 5} other values" if len(values) > 5 else ""
+        whole = bool(np.isfinite(values).all() and (values == np.round(values)).all())
+        raise LabelValueError(
+            label_path,
+            f"values {', '.join(listed)}{more}",
+            f"only {', '.join(map(str, allowed))}",
+            "correct the label or the labels of the data set" if whole else "resample labels by nearest neighbour",
+        )
+    if not voxels.any():
+        logger.warning("%s: found background only; the case adds nothing to the classes", label_path)
+
+
+def check_dataset(
+    datalist: Sequence[Mapping[str, str]], label_values: Collection[int], num_workers: int = 2, num_channels: int = 1
+) -> None:
+    """Run `check_pair` over a data set and report all problems at once.
+
+    Args:
+        datalist: entries `{"image": path, "label": path}`.
+        label_values: the values that the data set defines, background among them.
+        num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
+        num_channels: how many volumes each image must hold.
+
+    Raises:
+        EmptyDatasetError: if there is no entry.
+        DatalistError: if the only bad entry lacks its image or label.
+        ToolsError: what `check_pair` raises, if one case is bad.
+        DatasetError: if several are; the first is in the text, each of the others is logged at level ERROR.
+    """
+    if not datalist:
+        raise EmptyDatasetError("the data set", "no case", "at least one", "correct --dataset_dir")
+    find = partial(_find_problem, label_values=label_values, num_channels=num_channels)
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        found = pool.map(find, datalist)
+        # a short check should not leave a bar on the screen: it is shown after 2 s only
+        shown = tqdm(found, "checking data set", len(datalist), unit="case", delay=2, disable=len(datalist) <= 20)
+        problems = [problem for problem in shown if problem is not None]
+    if not problems:
+        return
+    first, *others = problems
+    if not others:
+        raise first
+    for other in others:
+        logger.error("%s", other)
+    raise DatasetError(
+        first.subject,
+        f"{first.found} (the first of {len(problems)} bad cases among {len(datalist)})",
+        first.wanted,
+        f"{first.remedy}, and see the log for the other {len(others)}",
+    ) from first
+
+
+def _find_problem(entry: Mapping[str, str], label_values: Collection[int], num_channels: int) -> ToolsError | None:
+    try:
+        for key in ("image", "label"):
+            if not entry.get(key):
+                raise DatalistError(
+                    f"entry {dict(entry)}", f"no {key}", "an image and a label", "complete or remove the entry"
+                )
+        check_pair(entry["image"], entry["label"], label_values, num_channels)
+    except ToolsError as problem:
+        return problem
+    return None

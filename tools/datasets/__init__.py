@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets: one YAML card each (a config overlay), and the functions that turn folders into lists of scans."""
+
+from __future__ import annotations
+
+from tools.datasets.datalists import read_datalist
+from tools.datasets.scans import list_scans, name_case, name_results
+
+__all__ = ["list_scans", "name_case", "name_results", "read_datalist"]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled data sets: lists of images and labels for training, from folders or a `dataset.json`.
+
+The entries hold `image` and `label` only and absolute paths only, for the reasons given in `tools.datasets.scans`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.datasets.scans import find_scans, make_absolute, name_case, order_naturally, require_files
+from tools.errors import ConfigValueError, DatalistError, EmptyDatasetError, MissingFileError
+
+logger = logging.getLogger(__name__)
+
+# images and labels: Medical Segmentation Decathlon and nnU-Net, then BTCV as it is downloaded
+_FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("img", "label"))
+_SECTIONS = ("training", "validation")
+_VALIDATION_STEP = 5  # without a given split, 20 % of the cases are for validation
+
+
+def read_datalist(
+    dataset_dir: str | Path | None, section: str, validation_cases: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the image and label paths of one section of a labelled data set, in the order of the file.
+
+    The list comes from `dataset.json` in Decathlon style, whose paths are relative to its own folder. Without that
+    file, or with one that lists no cases (nnU-Net v2), `imagesTr/` and `labelsTr/` are paired by case name, where
+    `x_0000.nii.gz` belongs to `x.nii.gz` (nnU-Net) and `img0001` to `label0001` (BTCV). Cases are split as the file
+    says; if it has no `validation` section by `validation_cases`; if none of them is there, every fifth case of the
+    list sorted by name is for validation.
+
+    Args:
+        dataset_dir: the folder of the data set, or a JSON file.
+        section: `training` or `validation`.
+        validation_cases: names of cases (`hippocampus_011`), or their trailing numbers (`0035` for `img0035`).
+
+    Returns:
+        Entries `{"image": path, "label": path}` with absolute paths; every file exists.
+
+    Raises:
+        MissingFileError: if the folder or a listed file does not exist.
+        DatalistError: if the JSON file cannot be understood or an image has no label.
+        EmptyDatasetError: if the section holds no case.
+        ConfigValueError: if `section` or an entry of `validation_cases` cannot be understood.
+    """
+    if section not in _SECTIONS:
+        raise ConfigValueError("section", repr(section), " or ".join(_SECTIONS), "correct it in the config")
+    source = _locate(dataset_dir)
+    base = source if source.is_dir() else source.parent
+    sections = _read_sections(source) if source != base else {}
+    if not sections:
+        sections["training"] = _pair_folders(base)
+    if "validation" not in sections:
+        sections = _split(sections["training"], validation_cases, source)
+    pairs = sections.get(section, [])
+    if not pairs:
+        counts = ", ".join(f"{len(entries)} {name}" for name, entries in sections.items())
+        raise EmptyDatasetError(
+            source, f"no {section} case ({counts})", "at least one", "add cases or correct the validation cases"
+        )
+    require_files([Path(path) for pair in pairs for path in pair.values()], source, base)
+    other = {pair["image"] for name, entries in sections.items() if name != section for pair in entries}
+    if shared := [pair["image"] for pair in pairs if pair["image"] in other]:
+        logger.warning("%s: %d images are for training and for validation, %s first", source, len(shared), shared[0])
+    return pairs
+
+
+def _locate(dataset_dir: str | Path | None) -> Path:
+    """Return the JSON file of the data set if there is one, else its folder."""
+    if dataset_dir is None:
+        raise MissingFileError("--dataset_dir", "nothing", "the folder of a data set", "give --dataset_dir FOLDER")
+    path = make_absolute(dataset_dir)
+    if not path.exists():
+        raise MissingFileError(path, "no such folder", "the folder of a data set", "correct --dataset_dir")
+    if path.is_dir():
+        return path / "dataset.json" if (path / "dataset.json").exists() else path
+    if path.suffix.lower() != ".json":
+        raise DatalistError(path, "a file that is no .json", "a folder or a dataset.json", "correct --dataset_dir")
+    return path
+
+
+def _read_sections(file: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the sections that the JSON file has; none if it is a description without lists, as nnU-Net's."""
+    try:
+        # utf-8-sig: editors on Windows put a byte order mark in front
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DatalistError(file, f"no valid JSON ({error})", "a JSON object", "correct the file") from error
+    if not isinstance(content, dict):
+        raise DatalistError(file, f"a JSON {type(content).__name__}", "a JSON object", "correct the file")
+    return {name: _read_entries(content[name], name, file) for name in _SECTIONS if name in content}
+
+
+def _read_entries(entries: Any, section: str, file: Path) -> list[dict[str, str]]:
+    if not isinstance(entries, list):
+        raise DatalistError(file, f"'{section}' that is no list", "a list of entries", "correct the file")
+    pairs = []
+    for position, entry in enumerate(entries):
+        pair = {}
+        for key in ("image", "label"):
+            path = entry.get(key) if isinstance(entry, dict) else None
+            if not path or not isinstance(path, str):
+                raise DatalistError(
+                    f"{file}, entry {position} of '{section}'",
+                    f"no {key} path in {json.dumps(entry, ensure_ascii=False)[:120]}",
+                    '{"image": path, "label": path}',
+                    "complete or remove the entry",
+                )
+            pair[key] = str(file.parent / path)
+        pairs.append(pair)
+    return pairs
+
+
+def _pair_folders(folder: Path) -> list[dict[str, str]]:
+    for image_name, label_name in _FOLDER_PAIRS:
+        if (folder / image_name).is_dir() and (folder / label_name).is_dir():
+            images, labels = _index_cases(folder / image_name), _index_cases(folder / label_name)
+            break
+    else:
+        raise EmptyDatasetError(
+            folder,
+            "no list of training cases and no folders imagesTr and labelsTr",
+            "a dataset.json or these folders",
+            "correct --dataset_dir",
+        )
+    # BTCV calls the label of img0001 label0001
+    names = {case: case if case in labels else re.sub(r"\Aimg", "label", case) for case in images}
+    if lonely := [images[case] for case, name in names.items() if name not in labels]:
+        raise DatalistError(
+            lonely[0],
+            f"no label in {label_name}, as for {len(lonely)} of {len(images)} images",
+            "a label of the same name",
+            "add the label or move the image elsewhere",
+        )
+    if unused := labels.keys() - set(names.values()):
+        logger.warning("%s: %d labels have no image and are not used", folder / label_name, len(unused))
+    return [{"image": str(images[case]), "label": str(labels[name])} for case, name in names.items()]
+
+
+def _index_cases(folder: Path) -> dict[str, Path]:
+    cases: dict[str, Path] = {}
+    for path in find_scans(folder):
+        case = _name_plainly(path)
+        if case in cases:
+            raise DatalistError(path, f"{cases[case].name} beside it", "one file per case", "remove one of the two")
+        cases[case] = path
+    return cases
+
+
+def _name_plainly(path: str | Path) -> str:
+    """Return the case name without the `_0000` of nnU-Net and composed, as macOS decomposes the names it copies."""
+    return unicodedata.normalize("NFC", name_case(path)).removesuffix("_0000")
+
+
+def _split(
+    pairs: list[dict[str, str]], validation_cases: Sequence[str], source: Path
+) -> dict[str, list[dict[str, str]]]:
+    names = [_name_plainly(pair["image"]) for pair in pairs]
+    chosen: set[int] = set()
+    unknown = []
+    for entry in [validation_cases] if isinstance(validation_cases, str) else validation_cases:
+        if not isinstance(entry, str) or not entry:
+            # YAML reads an unquoted 0035 as the octal number 29
+            raise ConfigValueError("validation_cases", repr(entry), "names of cases", "put the name in quotes")
+        pattern = re.compile(rf"(?:\A|\D){re.escape(unicodedata.normalize('NFC', entry))}\Z")
+        found = [position for position, name in enumerate(names) if pattern.search(name)]
+        chosen.update(found)
+        unknown += [] if found else [entry]
+    if chosen and unknown:
+        logger.warning("%s lacks %d validation cases, %s first", source, len(unknown), unknown[0])
+    if not chosen:
+        order = sorted(range(len(names)), key=lambda position: order_naturally(names[position]))
+        chosen.update(order[::_VALIDATION_STEP])
+        logger.info("%s gives no split: every fifth case, %d of %d, is for validation", source, len(chosen), len(pairs))
+    return {
+        "training": [pair for position, pair in enumerate(pairs) if position not in chosen],
+        "validation": [pair for position, pair in enumerate(pairs) if position in chosen],
+    }

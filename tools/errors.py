@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors for people: one sentence with the file, the value found, the value wanted and the remedy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+class ToolsError(Exception):
+    """Base class of every error that bad input can cause; its text is the whole message for the user.
+
+    Args:
+        subject: the file, folder, key or value that is wrong.
+        found: what was found there.
+        wanted: what is needed instead.
+        remedy: what the user can do about it, as an imperative.
+    """
+
+    def __init__(self, subject: object, found: str, wanted: str, remedy: str) -> None:
+        self.subject, self.found, self.wanted, self.remedy = str(subject), found, wanted, remedy
+        super().__init__(f"{subject}: found {found}, wanted {wanted}; {remedy}.")
+
+
+class MissingFileError(ToolsError):
+    """A file or folder that the run needs does not exist."""
+
+
+class DatasetError(ToolsError):
+    """Several cases of a data set are bad; the first is told, the others are in the log."""
+
+
+class EmptyDatasetError(ToolsError):
+    """A folder or list holds no scan that could be used."""
+
+
+class DatalistError(ToolsError):
+    """A dataset.json or a list of scans cannot be understood."""
+
+
+class UnreadableScanError(ToolsError):
+    """A file exists but is no readable NIfTI volume of the wanted kind."""
+
+
+class LabelValueError(ToolsError):
+    """A label holds values that the data set does not define."""
+
+
+class GeometryMismatchError(ToolsError):
+    """An image and its label do not lie on the same grid."""
+
+
+class UnknownOverrideError(ToolsError):
+    """An override on the command line names a key that the config does not have."""
+
+
+class CheckpointError(ToolsError):
+    """A checkpoint cannot be read, or belongs to another network."""
+
+
+class ConfigValueError(ToolsError):
+    """A config value is outside what the code can work with."""
+
+
+class DivergedTrainingError(ToolsError):
+    """The loss is no longer a finite number."""
+
+
+class FailedScansError(ToolsError):
+    """Some scans of a folder run could not be segmented; the others are done."""
+
+
+def find_cause(error: BaseException) -> ToolsError | None:
+    """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it."""
+    for link in _iterate_chain(error):
+        if isinstance(link, ToolsError):
+            return link
+    return None
+
+
+def report_plainly() -> None:
+    """From now on, end the program on a `ToolsError` with its one sentence and exit status 1, without traceback.
+
+    MONAI instantiates config items and applies transforms inside wrappers that re-raise as `RuntimeError`,
+    so the whole chain of causes is searched. Any other exception keeps its traceback: it is a defect.
+    Under torchrun a traceback-free exit is enough too, because the hook runs in each worker process.
+    """
+    if sys.excepthook is not _print_sentence:
+        global _previous_hook
+        _previous_hook = sys.excepthook
+        sys.excepthook = _print_sentence
+
+
+_previous_hook = sys.excepthook
+
+
+def _print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    cause = find_cause(error)
+    if cause is None:
+        _previous_hook(kind, error, trace)
+        return
+    sys.stdout.flush()
+    sys.stderr.write(f"{os.linesep}Error: {cause}{os.linesep}")
+
+
+def _iterate_chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

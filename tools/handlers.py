@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers for training and evaluation: seeds, record, progress, checkpoints, Dice per case."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+from monai.handlers import from_engine
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from tools.errors import DivergedTrainingError, MissingFileError
+from tools.files import write_json
+from tools.reports import format_table, plot_learning_curve
+from tools.weights import read_checkpoint, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+def is_main_process() -> bool:
+    """Tell whether this process writes files: rank 0 of a distributed run, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class EpochSeed:
+    """Make the random numbers of an epoch a function of the seed, the epoch and the rank alone.
+
+    A run that is resumed at an epoch's start therefore draws what the unbroken run drew, whatever happened
+    before, without storing the state of each generator in each process.
+
+    Args:
+        seed: the seed of the run.
+        dataset: its transforms own generators of their own, which are seeded too. Loader workers take their
+            seed from torch's generator at the start of the epoch.
+    """
+
+    def __init__(self, seed: int, dataset: Dataset) -> None:
+        self.seed = seed
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed every generator for the epoch that starts."""
+        sequence = np.random.SeedSequence([self.seed, engine.state.epoch, int(os.environ.get("RANK", "0"))])
+        epoch_seed = int(sequence.generate_state(1)[0])
+        random.seed(epoch_seed)
+        np.random.seed(epoch_seed)  # noqa: NPY002 - MONAI and third-party transforms use the global generator
+        torch.manual_seed(epoch_seed)
+        set_rnd(self.dataset, epoch_seed)
+
+
+class TrainingRecord:
+    """Keep what an epoch cost and reached, show progress, and draw the learning curve when training ends.
+
+    An epoch's entry holds `epoch, loss, learning_rate, seconds` and, where there was a validation, `dice` (mean
+    over volumes and foreground classes) and `dice/<label>`.
+
+    Args:
+        output_dir: folder of `learning_curve.png` and `training.json`.
+        labels: names of the classes, background first.
+        validator: the evaluator whose key metric is mean Dice without background; None for no validation.
+        optimizer: read for its learning rate.
+        seed: noted in `training.json`.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        labels: Sequence[str],
+        optimizer: torch.optim.Optimizer,
+        validator: Any = None,
+        seed: int | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = list(labels)
+        self.optimizer = optimizer
+        self.validator = validator
+        self.seed = seed
+        self.epochs: list[dict[str, float]] = []
+        self._bar: tqdm | None = None
+        self._losses: list[float] = []
+        self._epoch_start = 0.0
+        self._validations = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer; `TrainingCheckpoint` does it, after the validation of the epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._report)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._count_validation)
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The epoch with the highest validation Dice so far."""
+        validated = [epoch for epoch in self.epochs if "dice" in epoch]
+        return max(validated, key=lambda epoch: epoch["dice"]) if validated else None
+
+    def _count_validation(self, _: Engine) -> None:
+        self._validations += 1
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._losses, self._validations, self._epoch_start = [], 0, time.monotonic()
+        if self._bar is None and is_main_process():
+            length = engine.state.epoch_length
+            self._bar = tqdm(
+                total=engine.state.max_epochs * length,
+                initial=(engine.state.epoch - 1) * length,
+                unit="step",
+                mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file wants a line now and then
+                dynamic_ncols=True,
+            )
+
+    def _note_iteration(self, engine: Engine) -> None:
+        loss = float(from_engine("loss", first=True)(engine.state.output))
+        if not math.isfinite(loss):
+            raise DivergedTrainingError(
+                f"epoch {engine.state.epoch}, step {engine.state.iteration}",
+                f"a loss of {loss}",
+                "a finite number",
+                "lower --learning_rate, or train without mixed precision (--amp false)",
+            )
+        self._losses.append(loss)
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self._bar.update()
+
+    def _close_epoch(self, engine: Engine) -> None:
+        entry: dict[str, float] = {
+            "epoch": engine.state.epoch,
+            "loss": float(np.mean(self._losses)),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": time.monotonic() - self._epoch_start,
+        }
+        if self._validations:
+            name = self.validator.state.key_metric_name
+            entry["dice"] = float(self.validator.state.metrics[name])
+            per_class = torch.nanmean(self.validator.state.metric_details[name].float(), dim=0).tolist()
+            entry |= {f"dice/{label}": dice for label, dice in zip(self.labels[1:], per_class, strict=True)}
+        self.epochs.append(entry)
+        if "dice" in entry and is_main_process():
+            classes = ", ".join(f"{label} {entry[f'dice/{label}']:.3f}" for label in self.labels[1:])
+            with_best = f"best {self.best['dice']:.4f} in epoch {self.best['epoch']:.0f}" if self.best else ""
+            logger.info("epoch %d: Dice %.4f (%s); %s", entry["epoch"], entry["dice"], classes, with_best)
+
+    def _report(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if not is_main_process():
+            return
+        plot_learning_curve(self.epochs, self.output_dir / "learning_curve.png")
+        write_json(
+            self.output_dir / "training.json",
+            {
+                "seed": self.seed,
+                "steps": engine.state.iteration,
+                "seconds": sum(epoch["seconds"] for epoch in self.epochs),
+                "best": self.best,
+                "hardware": describe_hardware(),
+                "torch": torch.__version__,
+                "epochs": self.epochs,
+            },
+        )
+        logger.info("learning curve in %s", self.output_dir / "learning_curve.png")
+
+
+class TrainingCheckpoint:
+    """Save the state of a training run after epochs, and continue from it exactly.
+
+    `last.pt` and `best.pt` hold the network (`model`), optimizer, scheduler, scaler, epoch, step, best Dice, the
+    record of all epochs and the random state, that is the seed (see `EpochSeed`). They are tensors and plain
+    containers, load with `weights_only=True`, and replace the previous file in one step.
+
+    Args:
+        output_dir: folder of the two files.
+        network: the network itself, not a distributed wrapper, so that names carry no `module.`.
+        optimizer: its state is saved and restored.
+        lr_scheduler: likewise.
+        record: likewise; it also knows the best epoch. It is attached here, so that it is complete when it is saved.
+        seed: the seed of the run; a resumed run must have the same.
+        interval: epochs between two writings of `last.pt`; the last epoch is always written.
+        resume: continue from `last.pt` if there is one, else start anew.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        record: TrainingRecord,
+        seed: int,
+        interval: int = 1,
+        resume: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.record = record
+        self.seed = seed
+        self.interval = interval
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, the record first; must stand after the ValidationHandler."""
+        self.record.attach(engine)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _start(self, engine: Engine) -> None:
+        path = self.output_dir / LAST
+        if self.resume and path.is_file():
+            self._restore(engine, path)
+        elif self.resume:
+            logger.info("no %s yet, training starts from the beginning", path)
+        elif path.is_file() and is_main_process():
+            logger.warning("%s is of an earlier run and will be replaced; --resume true would continue it", path)
+
+    def _restore(self, engine: Engine, path: Path) -> None:
+        state = read_checkpoint(path)
+        absent = [key for key in ("model", "optimizer", "lr_scheduler", "epoch", "record") if key not in state]
+        if absent:
+            raise MissingFileError(
+                path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume false"
+            )
+        if state["random_state"]["seed"] != self.seed:
+            logger.warning("%s was trained with seed %s, now %s", path, state["random_state"]["seed"], self.seed)
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.record.epochs = state["record"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        logger.info("resumed from %s after epoch %d of %d", path, state["epoch"], engine.state.max_epochs)
+
+    def _save(self, engine: Engine) -> None:
+        if not is_main_process():
+            return
+        epoch = engine.state.epoch
+        best = self.record.best
+        is_best = best is not None and best["epoch"] == epoch
+        is_due = epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        if not (is_best or is_due):
+            return
+        scaler = getattr(engine, "scaler", None)
+        state = {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "epoch": epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": best["dice"] if best else None,
+            "record": self.record.epochs,
+            "random_state": {"seed": self.seed},
+        }
+        if is_best:
+            save_checkpoint(state, self.output_dir / BEST)
+        if is_due:
+            save_checkpoint(state, self.output_dir / LAST)
+
+
+class DiceReport:
+    """Write Dice per case and class of an evaluation to `evaluation.json` and log the table.
+
+    Args:
+        output_dir: folder of the file.
+        labels: names of the classes, background first.
+        checkpoint: noted in the file.
+    """
+
+    def __init__(self, output_dir: str | Path, labels: Sequence[str], checkpoint: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = list(labels)
+        self.checkpoint = checkpoint
+        self._cases: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_case)
+        engine.add_event_handler(Events.COMPLETED, self._report)
+
+    def _start(self, engine: Engine) -> None:
+        self._cases = []
+        self._start_time = time.monotonic()
+        self._bar = tqdm(total=len(engine.data_loader), unit="scan", dynamic_ncols=True)
+
+    def _note_case(self, engine: Engine) -> None:
+        self._cases += [Path(item["image"].meta["filename_or_obj"]).name for item in engine.state.batch]
+        self._bar.update()
+
+    def _report(self, engine: Engine) -> None:
+        self._bar.close()
+        details = engine.state.metric_details[engine.state.key_metric_name].tolist()
+        foreground = self.labels[1:]
+        per_case = {
+            case: dict(zip(foreground, [None if math.isnan(d) else d for d in row], strict=True))
+            for case, row in zip(self._cases, details, strict=True)
+        }
+        per_class = dict(zip(foreground, np.nanmean(np.asarray(details), axis=0).tolist(), strict=True))
+        mean = float(engine.state.metrics[engine.state.key_metric_name])
+        write_json(
+            self.output_dir / "evaluation.json",
+            {
+                "checkpoint": Path(self.checkpoint).name,
+                "metric": "Dice without background, per volume, in the grid of the source image",
+                "mean": mean,
+                "per_class": per_class,
+                "per_case": per_case,
+                "seconds": time.monotonic() - self._start_time,
+                "hardware": describe_hardware(),
+            },
+        )
+        rows = [[case, *row] for case, row in zip(self._cases, details, strict=True)]
+        rows.append(["mean", *per_class.values()])
+        logger.info("Dice per case\n%s", format_table(["case", *foreground], rows))
+        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(rows) - 1, self.output_dir / "evaluation.json")
+
+
+def describe_hardware() -> str:
+    """Return the processor, its threads in use and the GPU, for tables that must say where a figure comes from."""
+    name = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    description = f"{name}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description

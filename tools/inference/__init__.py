@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From scans to segmentations in the grid of their source."""
+
+from tools.inference.segmenter import ScanSegmenter
+from tools.inference.writers import SaveSegmentationd
+
+__all__ = ["SaveSegmentationd", "ScanSegmenter"]

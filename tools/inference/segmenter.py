@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation of a list of scans, one after the other, that survives a bad one and can be run again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from monai.data import Dataset, MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tools import __version__
+from tools.checks import check_scan
+from tools.datasets import name_results
+from tools.errors import CheckpointError, ConfigValueError, FailedScansError, ToolsError, UnreadableScanError, find_cause
+from tools.files import compute_sha256, write_json
+from tools.handlers import describe_hardware
+from tools.inference.writers import SaveSegmentationd
+from tools.reports import format_table, measure_volumes_ml, write_preview, write_volume_table
+
+logger = logging.getLogger(__name__)
+
+
+class ScanSegmenter:
+    """Run preprocessing, network and postprocessing over the scans of a data set and report on each.
+
+    Beside each `<scan>_seg.nii.gz` it writes `<scan>_seg.png`, and for all of them `volumes.csv` (mL) and `run.json`
+    (versions, weights, settings; per scan its state, volumes and seconds per stage). `run.json` is rewritten after each scan. A scan
+    that is already done with the same weights and settings is skipped; one that fails does not stop the others.
+
+    Args:
+        dataset: `data` lists the scans as `{"image": path}`, `transform` is the preprocessing, starting with LoadImaged.
+        network: maps `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
+        inferer: applies the network to a whole volume.
+        postprocessing: maps `pred`, the logits, to labels in the source grid and writes them (SaveSegmentationd).
+        labels: names of the classes, background first.
+        output_dir: folder of all results.
+        checkpoint: where the weights came from; its hash is noted.
+        device: where the network runs.
+        amp: mixed precision.
+        preview: draw a picture of each result.
+        overwrite: segment again what is done already.
+        settings: config values that shape the result; noted, and compared before a scan is skipped.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        network: torch.nn.Module,
+        inferer: Inferer,
+        postprocessing: Compose,
+        labels: Sequence[str],
+        output_dir: str | Path,
+        checkpoint: str | Path,
+        device: str | torch.device = "cpu",
+        amp: bool = False,
+        preview: bool = True,
+        overwrite: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.scans = list(dataset.data)
+        self.preprocessing: Compose = dataset.transform
+        self.network = network
+        self.inferer = inferer
+        self.postprocessing = postprocessing
+        self.labels = list(labels)
+        self.output_dir = Path(output_dir)
+        self.checkpoint = Path(checkpoint)
+        self.device = torch.device(device)
+        self.amp = amp
+        self.preview = preview
+        self.overwrite = overwrite
+        self.settings = dict(settings or {})
+        self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
+        self._first_writer = _find_first(self.postprocessing, (SaveImage, SaveImaged))
+        writer = self.postprocessing.transforms[self._first_writer]
+        if not isinstance(writer, SaveSegmentationd):
+            raise ConfigValueError(
+                "postprocessing", type(writer).__name__, "SaveSegmentationd to write", "use the one of tools.inference"
+            )
+        self.writer = writer
+
+    def run(self) -> None:
+        """Segment all scans.
+
+        Raises:
+            ToolsError: the reason, if there was one scan and it failed.
+            FailedScansError: if some of several scans failed; the others are done.
+        """
+        self.network.eval()
+        report = self._begin_report()
+        names = name_results(self.scans)
+        failures: dict[str, BaseException] = {}
+        with logging_redirect_tqdm(), tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True) as bar:
+            for name, scan in zip(names, self.scans, strict=True):
+                bar.set_description(name)
+                fingerprint = self._fingerprint(scan["image"])
+                done = report["scans"].get(name, {})
+                if not self.overwrite and done.get("source") == fingerprint and self.writer.locate(name).is_file():
+                    logger.info("%s: done already, skipped (--overwrite true would segment it again)", name)
+                    bar.update()
+                    continue
+                try:
+                    entry = self._segment(name, scan["image"])
+                    logger.info("%s: %.1f s, in %s", name, sum(entry["seconds"].values()), self.writer.locate(name))
+                except Exception as error:
+                    # one bad scan must not cost the others theirs; it is counted, told and ends the run with status 1
+                    failures[name] = error
+                    entry = {"state": "failed", "reason": str(find_cause(error) or error)}
+                    logger.error("%s: %s", name, entry["reason"], exc_info=None if find_cause(error) else error)
+                report["scans"][name] = {**entry, "source": fingerprint}
+                self._write_report(report)
+                bar.update()
+        self._log_summary(report, names)
+        if failures and len(self.scans) == 1:
+            raise next(iter(failures.values()))
+        if failures:
+            name, error = next(iter(failures.items()))
+            raise FailedScansError(
+                self.output_dir / "run.json",
+                f"{len(failures)} of {len(self.scans)} scans that failed, first {name} ({find_cause(error) or error})",
+                "none",
+                "mend or leave out those scans and run the same command again; the others are done",
+            )
+
+    def _segment(self, name: str, path: str) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        data: dict[str, Any] = {"image": path, "name": name}
+        with _time(seconds, "read"):
+            data = self._read(data)
+        with _time(seconds, "prepare"):
+            data = self.preprocessing(data, start=self._num_readers)
+        with _time(seconds, "network"):
+            data["pred"] = self._predict(data["image"], path)
+        with _time(seconds, "labels"):
+            data = self.postprocessing(data, end=self._first_writer)
+        with _time(seconds, "write"):
+            self.postprocessing(data, start=self._first_writer)
+        segmentation_path = self.writer.locate(name)
+        with _time(seconds, "report"):
+            volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
+            if self.preview:
+                write_preview(path, segmentation_path, self.labels, self._locate_preview(name), title=name)
+        return {
+            "state": "done",
+            "segmentation": segmentation_path.name,
+            "volumes_ml": volumes_ml,
+            "seconds": {stage: round(time_s, 3) for stage, time_s in seconds.items()},
+        }
+
+    def _read(self, data: dict[str, Any]) -> dict[str, Any]:
+        check_scan(data["image"])
+        return self.preprocessing(data, end=self._num_readers)
+
+    def _predict(self, image: MetaTensor, path: str) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
+            logits = self.inferer(image.as_tensor()[None].to(self.device), self.network)[0].float()
+        if not bool(torch.isfinite(logits).all()):
+            raise CheckpointError(
+                self.checkpoint,
+                f"logits that are not finite for {Path(path).name}",
+                "finite ones",
+                "run without mixed precision (--amp false), or use other weights",
+            )
+        return logits
+
+    def _locate_preview(self, name: str) -> Path:
+        return self.writer.locate(name).with_name(f"{name}_seg.png")
+
+    def _begin_report(self) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "versions": {
+                "tools": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "monai": monai.__version__,
+                "nibabel": version("nibabel"),
+            },
+            "device": str(self.device),
+            "hardware": describe_hardware(),
+            "amp": self.amp,
+            "weights": {"file": str(self.checkpoint), "sha256": compute_sha256(self.checkpoint)},
+            "labels": dict(enumerate(self.labels)),
+            "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in self.settings.items()},
+            "scans": {},
+        }
+        return report | {"scans": _read_previous_scans(self.output_dir / "run.json", report)}
+
+    def _fingerprint(self, path: str) -> dict[str, Any]:
+        file = Path(path)
+        stat = file.stat() if file.is_file() else None
+        return {
+            "file": str(file.resolve()),
+            "bytes": stat.st_size if stat else None,
+            "modified_ns": stat.st_mtime_ns if stat else None,
+        }
+
+    def _write_report(self, report: Mapping[str, Any]) -> None:
+        write_json(self.output_dir / "run.json", report)
+        volumes = {name: scan["volumes_ml"] for name, scan in report["scans"].items() if scan["state"] == "done"}
+        write_volume_table(volumes, self.output_dir / "volumes.csv")
+
+    def _log_summary(self, report: Mapping[str, Any], names: Sequence[str]) -> None:
+        done = [name for name in names if report["scans"][name]["state"] == "done"]
+        if done:
+            rows = [[name, *report["scans"][name]["volumes_ml"].values()] for name in done]
+            logger.info("volumes in mL\n%s", format_table(["scan", *self.labels[1:]], rows))
+        logger.info("%d of %d scans segmented, in %s", len(done), len(names), self.output_dir)
+
+
+def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scans of an earlier `run.json` that were done with the same weights, settings and labels."""
+    import json
+
+    if not path.is_file():
+        return {}
+    try:
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        same = all(
+            previous[key] == json.loads(json.dumps(report[key])) for key in ("labels", "settings", "amp")
+        ) and (previous["weights"]["sha256"] == report["weights"]["sha256"])
+        scans = previous["scans"] if same else {}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        logger.warning("%s is not a report of an earlier run; every scan is segmented", path)
+        return {}
+    return {name: scan for name, scan in scans.items() if scan["state"] == "done"}
+
+
+def _count_leading(transform: Compose, kinds: tuple[type, ...]) -> int:
+    count = 0
+    while count < len(transform.transforms) and isinstance(transform.transforms[count], kinds):
+        count += 1
+    return count
+
+
+def _find_first(transform: Compose, kinds: tuple[type, ...]) -> int:
+    for index, step in enumerate(transform.transforms):
+        if isinstance(step, kinds):
+            return index
+    raise ConfigValueError(
+        "postprocessing", "no transform that writes the result", "a SaveSegmentationd at its end", "add one"
+    )
+
+
+@contextlib.contextmanager
+def _time(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - start

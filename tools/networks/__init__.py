@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that MONAI lacks; the configs refer to them as `tools.networks.<class>`."""
+
+from __future__ import annotations
+
+from tools.networks.unetr import ModifiedUNETR
+
+__all__ = ["ModifiedUNETR"]

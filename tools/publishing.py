@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a training run to the three files of a committed model: weights, overlay, card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tools.bundles import locate_bundle, locate_card, run_bundle
+from tools.datasets import read_datalist
+from tools.errors import CheckpointError, FailedScansError, MissingFileError
+from tools.files import compute_sha256, write_atomically
+from tools.reports import format_table
+from tools.weights import read_checkpoint, read_state_dict
+
+logger = logging.getLogger(__name__)
+
+# keys of a recipe that shape the network or its input; the others belong to training and stay there
+INFERENCE_KEYS = ("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity")
+
+
+def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, dataset_dir: str | Path) -> str:
+    """Write `models/<card>.{safetensors,yaml,md}` of a bundle and return the model card.
+
+    The weights are stored in half precision. The Dice in the card is measured by `evaluate.yaml` with the files that
+    were written, over the validation list of `dataset_dir`; time, seed and hardware come from `training.json`, which
+    the training run left beside the checkpoint.
+
+    Args:
+        bundle: name of the bundle.
+        card: name of the data set.
+        checkpoint: `last.pt` or `best.pt` of the run.
+        recipe: config file that was merged over `train.yaml` and the card.
+        dataset_dir: the data set.
+
+    Raises:
+        MissingFileError: if the run's `training.json` or another file is missing.
+        CheckpointError: if a weight does not fit into half precision.
+        FailedScansError: if the evaluation fails.
+    """
+    root, card_path, checkpoint, recipe = locate_bundle(bundle), locate_card(card), Path(checkpoint), Path(recipe)
+    record_path = checkpoint.with_name("training.json")
+    for path in (checkpoint, recipe, record_path):
+        if not path.is_file():
+            raise MissingFileError(path, "no such file", "a file of the finished training run", "correct the path")
+    models = root / "models"
+    weights, overlay, description = (models / f"{card}.{suffix}" for suffix in ("safetensors", "yaml", "md"))
+    _write_weights(checkpoint, weights)
+    _write_overlay(card, card_path, recipe, weights, overlay)
+    train, evaluate = (root / "configs" / f"{name}.yaml" for name in ("train", "evaluate"))
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = {"bundle_root": root, "dataset_dir": Path(dataset_dir), "output_dir": Path(folder)}
+        if status := run_bundle([train, evaluate, overlay], overrides):
+            raise FailedScansError("evaluation", f"exit status {status}", "0", "see its message above")
+        evaluation = json.loads((Path(folder) / "evaluation.json").read_text(encoding="utf-8"))
+    text = _describe(
+        bundle,
+        yaml.safe_load(card_path.read_text(encoding="utf-8"))["card"],
+        recipe.relative_to(root) if recipe.is_relative_to(root) else recipe,
+        weights,
+        read_checkpoint(checkpoint),
+        json.loads(record_path.read_text(encoding="utf-8")),
+        evaluation,
+        len(read_datalist(dataset_dir, "training")),
+    )
+    with write_atomically(description) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def _write_weights(checkpoint: Path, path: Path) -> None:
+    state_dict = read_state_dict(checkpoint)
+    halves = {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in state_dict.items()
+    }
+    for name, tensor in halves.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                checkpoint, f"values of {name} beyond 65504", "the range of half precision", "train with weight decay"
+            )
+    with write_atomically(path) as temporary:
+        save_file(halves, temporary, metadata={"format": "pt"})
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+
+
+def _write_overlay(card: str, card_path: Path, recipe: Path, weights: Path, path: Path) -> None:
+    values: dict[str, Any] = yaml.safe_load(card_path.read_text(encoding="utf-8"))
+    changes: Mapping[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    shaping = {k: v for k, v in changes.items() if k in INFERENCE_KEYS or k.split("#")[0] == "network_def"}
+    values = {key: value for key, value in values.items() if key != "card"} | shaping
+    values["checkpoint"] = f"$@bundle_root + '/models/{weights.name}'"
+    head = (
+        f"# The committed model for {card}: goes after inference.yaml, or after train.yaml and evaluate.yaml.\n"
+        f"# Made of the data set's card and {recipe.name} by `python -m tools publish`.\n"
+    )
+    body = "".join(f"{key}: {_flow(value)}\n" for key, value in values.items())
+    with write_atomically(path) as temporary:
+        temporary.write_text(head + body, encoding="utf-8")
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _describe(
+    bundle: str,
+    card: Mapping[str, str],
+    recipe: Path,
+    weights: Path,
+    state: Mapping[str, Any],
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    num_training: int,
+) -> str:
+    num_cases = len(evaluation["per_case"])
+    rows = [[label, f"{dice:.4f}"] for label, dice in evaluation["per_class"].items()]
+    table = format_table(["class", "Dice"], [*rows, ["mean", f"{evaluation['mean']:.4f}"]])
+    selection = (
+        "The weights are those of the last epoch: the validation cases chose nothing."
+        if state["epoch"] == len(training["epochs"])
+        else f"The epoch was chosen on the same {num_cases} cases, which flatters the figures a little."
+    )
+    indented = "\n".join(f"    {line}" for line in table.splitlines())
+    return f"""# {weights.stem}: {card["title"]} ({card["modality"]})
+
+| | |
+| --- | --- |
+| bundle | `{bundle}` |
+| data | {card["title"]}, {card["source"]}, {card["licence"]} |
+| cite | {card["citation"]} |
+| training | {num_training} cases, {state["iteration"]} steps; weights of epoch {state["epoch"]} of {len(training["epochs"])} |
+| recipe | `{recipe.as_posix()}` over `configs/train.yaml` and the card `{weights.stem}` |
+| seed | {training["seed"]} |
+| time | {training["seconds"] / 60:.0f} minutes |
+| hardware | {training["hardware"]} |
+| file | {weights.stat().st_size / 1e6:.1f} MB, half precision, SHA-256 `{compute_sha256(weights)}` |
+
+Dice without background, mean over the {num_cases} validation cases, in the grid of the source scans, measured
+with the file above. {selection}
+
+{indented}
+
+Use: `python -m monai.bundle run --config_file "['configs/inference.yaml','models/{weights.stem}.yaml']" --dataset_dir FOLDER`
+in the bundle's folder. For research; not a medical device. The network has only seen data of this kind: anything
+else needs a test on labelled cases first.
+"""
