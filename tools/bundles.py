@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tools.errors import ConfigValueError, MissingFileError
 
@@ -59,18 +58,16 @@ def locate_model(bundle: str, card: str) -> Path:
     return path
 
 
-def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, Any], quiet: bool = False) -> int:
+def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object]) -> int:
     """Run `python -m monai.bundle run` in a process of its own and return its exit status.
 
     Args:
         config_files: merged in order; the bundle's own file first.
         overrides: keys and values of the command line.
-        quiet: keep only warnings, errors and progress bars.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(path) for path in config_files])]
-    for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value) if not isinstance(value, Path) else str(value)]
-    logger.info("%s", " ".join(command[:4] + [repr(part) if " " in part or "[" in part else part for part in command[4:]]))
+    command += [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+    logger.info("%s", shlex.join(["python", *command[1:]]))
     # MONAI warns at each start that configs are code; these are the repository's own
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, env=environment, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+    return subprocess.run(command, env=environment, check=False).returncode

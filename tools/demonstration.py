@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from tools.bundles import CARDS, locate_bundle, locate_model, run_bundle
 from tools.datasets import name_case, read_datalist
 from tools.errors import FailedScansError, MissingFileError

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from types import TracebackType
+
 
 class ToolsError(Exception):
     """Base class of every error that bad input can cause; its text is the whole message for the user.
@@ -20,7 +20,10 @@ class ToolsError(Exception):
 
     def __init__(self, subject: object, found: str, wanted: str, remedy: str) -> None:
         self.subject, self.found, self.wanted, self.remedy = str(subject), found, wanted, remedy
-        super().__init__(f"{subject}: found {found}, wanted {wanted}; {remedy}.")
+        super().__init__(self.subject, found, wanted, remedy)  # the arguments, so that it can be pickled
+
+    def __str__(self) -> str:
+        return f"{self.subject}: found {self.found}, wanted {self.wanted}; {self.remedy}."
 
 
 class MissingFileError(ToolsError):
@@ -101,12 +104,13 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
         _previous_hook(kind, error, trace)
         return
     sys.stdout.flush()
-    sys.stderr.write(f"{os.linesep}Error: {cause}{os.linesep}")
+    sys.stderr.write(f"\nError: {cause}\n")  # the empty line sets it off from a progress bar
 
 
 def _iterate_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exceptions that Python would show in a traceback of `error`, last raised first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -31,6 +31,8 @@ def measure_dice(segmentation_path: str | Path, label_path: str | Path, labels: 
             segmentation_path, f"shape {segmentation.shape}", f"{label.shape} as {label_path}", "compare in one grid"
         )
     classes = range(len(labels))
-    one_hot = [torch.stack([torch.from_numpy(volume == value) for value in classes])[None] for volume in (segmentation, label)]
+    one_hot = [
+        torch.stack([torch.from_numpy(volume == value) for value in classes])[None] for volume in (segmentation, label)
+    ]
     dice = compute_dice(one_hot[0], one_hot[1], include_background=False, ignore_empty=True)[0]
     return dict(zip(labels[1:], dice.tolist(), strict=True))

@@ -108,7 +108,9 @@ def _write_overlay(card: str, card_path: Path, recipe: Path, weights: Path, path
 
 
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+    )
 
 
 def _describe(
@@ -129,27 +131,38 @@ def _describe(
         if state["epoch"] == len(training["epochs"])
         else f"The epoch was chosen on the same {num_cases} cases, which flatters the figures a little."
     )
-    indented = "\n".join(f"    {line}" for line in table.splitlines())
-    return f"""# {weights.stem}: {card["title"]} ({card["modality"]})
-
-| | |
-| --- | --- |
-| bundle | `{bundle}` |
-| data | {card["title"]}, {card["source"]}, {card["licence"]} |
-| cite | {card["citation"]} |
-| training | {num_training} cases, {state["iteration"]} steps; weights of epoch {state["epoch"]} of {len(training["epochs"])} |
-| recipe | `{recipe.as_posix()}` over `configs/train.yaml` and the card `{weights.stem}` |
-| seed | {training["seed"]} |
-| time | {training["seconds"] / 60:.0f} minutes |
-| hardware | {training["hardware"]} |
-| file | {weights.stat().st_size / 1e6:.1f} MB, half precision, SHA-256 `{compute_sha256(weights)}` |
-
-Dice without background, mean over the {num_cases} validation cases, in the grid of the source scans, measured
-with the file above. {selection}
-
-{indented}
-
-Use: `python -m monai.bundle run --config_file "['configs/inference.yaml','models/{weights.stem}.yaml']" --dataset_dir FOLDER`
-in the bundle's folder. For research; not a medical device. The network has only seen data of this kind: anything
-else needs a test on labelled cases first.
-"""
+    facts = {
+        "bundle": f"`{bundle}`",
+        "data": f"{card['title']}, {card['source']}, {card['licence']}",
+        "cite": card["citation"],
+        "training": f"{num_training} cases, {state['iteration']} steps",
+        "weights": f"epoch {state['epoch']} of {len(training['epochs'])}",
+        "recipe": f"`{recipe.as_posix()}` over `configs/train.yaml` and the card `{weights.stem}`",
+        "seed": training["seed"],
+        "time": f"{training['seconds'] / 60:.0f} minutes",
+        "hardware": training["hardware"],
+        "file": f"{weights.stat().st_size / 1e6:.1f} MB, half precision, SHA-256 `{compute_sha256(weights)}`",
+    }
+    return "\n".join(
+        [
+            f"# {weights.stem}: {card['title']} ({card['modality']})",
+            "",
+            "| | |",
+            "| --- | --- |",
+            *(f"| {name} | {fact} |" for name, fact in facts.items()),
+            "",
+            f"Dice without background, mean over the {num_cases} validation cases, in the grid of the source scans,",
+            f"measured with the file above. {selection}",
+            "",
+            *(f"    {line}" for line in table.splitlines()),
+            "",
+            "Use, in the bundle's folder:",
+            "",
+            "    python -m monai.bundle run --dataset_dir FOLDER \\",
+            f"        --config_file \"['configs/inference.yaml','models/{weights.stem}.yaml']\"",
+            "",
+            "For research; not a medical device. The network has only seen data of this kind: anything else needs a test",
+            "on labelled cases first.",
+            "",
+        ]
+    )

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Hashable, Mapping
 
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
@@ -22,10 +21,6 @@ class FillNonFinited(MapTransform):
     Scanners and resampling tools leave such voxels outside the field of view; one of them reaching the network
     turns every window that sees it into NaN. The smallest value is air in CT and background in MR.
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        """See `MapTransform` for the arguments."""
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Return `data` with finite images.

@@ -102,7 +102,7 @@ def run(files: list[Path], **overrides: object) -> None:
     workflow.finalize()
 
 
-def run_in_process(files: list[Path], *arguments: str, cwd: Path = BUNDLE, launcher: tuple[str, ...] = ()) -> list[str]:
+def make_command(files: list[Path], *arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
     files_argument = str([str(file) for file in files])
     return [*(launcher or (sys.executable,)), "-m", "monai.bundle", "run", "--config_file", files_argument, *arguments]
 
@@ -196,16 +196,19 @@ def test_the_published_unetr_has_its_number_of_parameters():
 # ---- training
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("roi_size", [[32, 32, 32], [32, 32, 16]], ids=str)
-def test_every_augmentation_preset_trains_a_step(preset: Path, roi_size: list[int], dataset, small, tmp_path):
+@pytest.mark.parametrize("roi_size", [[96, 96, 96], [96, 96, 16]], ids=str)
+@pytest.mark.parametrize("change", [*PRESETS, "stem", "light", "align", "fpn"], ids=lambda c: getattr(c, "stem", c))
+def test_every_preset_and_every_switch_trains_a_step(change, roi_size, dataset, small, tmp_path):
+    preset = [change] if isinstance(change, Path) else []
+    switch = {} if preset else {f"network_def#{change}": True}
     run(
-        [CONFIGS / "train.yaml", preset, small],
+        [CONFIGS / "train.yaml", *preset, small],
         dataset_dir=str(dataset),
         output_dir=str(tmp_path / "run"),
         roi_size=roi_size,
+        num_samples=1,
         epochs=1,
-        **{"train#trainer#epoch_length": 1},
+        **{"train#trainer#epoch_length": 1, **switch},
     )
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["steps"] == 1
@@ -227,20 +230,17 @@ def test_a_seed_reproduces_the_run(dataset, small, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(num_workers, dataset, small, tmp_path):
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(dataset, small, tmp_path):
     files = [CONFIGS / "train.yaml", small]
-    arguments = ["--dataset_dir", str(dataset), "--num_workers", str(num_workers), "--epochs", "6"]
-    unbroken = finish(run_in_process(files, *arguments, "--output_dir", str(tmp_path / "unbroken")))
+    arguments = ["--dataset_dir", str(dataset), "--num_workers", "1", "--epochs", "6"]
+    unbroken = finish(make_command(files, *arguments, "--output_dir", str(tmp_path / "unbroken")))
     assert unbroken.returncode == 0, unbroken.stdout + unbroken.stderr
 
     broken = tmp_path / "broken"
-    command = run_in_process(files, *arguments, "--output_dir", str(broken))
+    command = make_command(files, *arguments, "--output_dir", str(broken))
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=BUNDLE, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=BUNDLE, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
         while not (broken / "last.pt").is_file() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
@@ -249,7 +249,6 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(num_wor
         process.wait()
     state = torch.load(broken / "last.pt", weights_only=True)
     assert 1 <= state["epoch"] < 6, "the process was not killed in time"
-    assert not list(broken.glob(".partial-*.pt")) or state  # a torn file may lie beside, never under the name
 
     resumed = finish([*command, "--resume", "true"])
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
@@ -262,7 +261,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(num_wor
 
 
 def test_two_processes_share_the_cases_and_the_first_alone_writes(dataset, small, tmp_path):
-    launcher = ("torchrun", "--standalone", "--nproc_per_node=2")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     files = [CONFIGS / "train.yaml", CONFIGS / "multi_gpu_train.yaml", small]
     probe = tmp_path / "probe.yaml"
     probe.write_text(
@@ -275,7 +274,7 @@ def test_two_processes_share_the_cases_and_the_first_alone_writes(dataset, small
             }
         )
     )
-    command = run_in_process(
+    command = make_command(
         [*files, probe],
         *("--dataset_dir", str(dataset), "--output_dir", str(tmp_path / "run"), "--epochs", "1"),
         launcher=launcher,
@@ -349,7 +348,7 @@ def test_inference_runs_from_the_repository_and_from_the_bundle(place, dataset, 
     cwd = BUNDLES.parent if place == "repository" else BUNDLE
     scan = dataset / "imagesTr" / "case_0.nii.gz"
     config = (CONFIGS / "inference.yaml").relative_to(cwd)
-    command = run_in_process(
+    command = make_command(
         [config, small],
         *("--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "out"), "--datalist", f"['{scan}']"),
     )
@@ -367,7 +366,10 @@ def test_inference_runs_from_the_repository_and_from_the_bundle(place, dataset, 
 
 def test_network_takes_and_gives_what_the_metadata_say(small, tmp_path):
     metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    tensors = [*metadata["network_data_format"]["inputs"].values(), *metadata["network_data_format"]["outputs"].values()]
+    tensors = [
+        *metadata["network_data_format"]["inputs"].values(),
+        *metadata["network_data_format"]["outputs"].values(),
+    ]
     for tensor in tensors:
         tensor["spatial_shape"] = [16, 16, 16]  # the small network; its classes stay those of the bundle
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
@@ -470,9 +472,13 @@ def test_a_checkpoint_of_another_network_is_refused(dataset, small, checkpoint, 
     ids=["wrong override", "missing folder", "empty folder", "missing checkpoint"],
 )
 def test_a_mistake_on_the_command_line_ends_in_one_sentence(overrides, words, dataset, small, checkpoint, tmp_path):
-    values = {"dataset_dir": str(dataset / "imagesTr"), "checkpoint": str(checkpoint), "output_dir": str(tmp_path / "o")}
+    values = {
+        "dataset_dir": str(dataset / "imagesTr"),
+        "checkpoint": str(checkpoint),
+        "output_dir": str(tmp_path / "o"),
+    }
     arguments = [part for key, value in (values | overrides).items() for part in (f"--{key}", value)]
-    result = finish(run_in_process([CONFIGS / "inference.yaml", small], *arguments), cwd=tmp_path)
+    result = finish(make_command([CONFIGS / "inference.yaml", small], *arguments), cwd=tmp_path)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     sentence = result.stderr.strip().splitlines()[-1]

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from tools.checks import check_command_line, check_roi_size
+from tools.checks import check_command_line, check_device
 from tools.errors import ConfigValueError, UnknownOverrideError
 
 PROGRAM = f"{monai.bundle.__path__[0]}/__main__.py"
@@ -173,26 +173,12 @@ def test_the_defaults_of_monai_stay_as_they_are(config):
     assert before == DEFAULT_EXP_MGMT_SETTINGS
 
 
-@pytest.mark.parametrize("roi_size", [(96, 96, 96), [32, 48, 32], (16, 16, 160)])
-def test_three_positive_multiples_pass(roi_size):
-    check_roi_size(roi_size)
+def test_a_device_that_is_there_passes():
+    check_device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("roi_size", "multiple", "remedy"),
-    [
-        ((96, 96, 90), 16, "[96, 96, 96]"),
-        ([96, 96], 16, "[96, 96, 96]"),
-        ([48, 48, 48], 32, "[64, 64, 64]"),
-        ([0, -16, 33], 16, "[16, 16, 48]"),
-        ([96.0, 96, 96], 16, "[96, 96, 96]"),
-        ([True, 16, 16], 16, "[96, 96, 96]"),
-        (96, 16, "[96, 96, 96]"),
-        ("96", 32, "[96, 96, 96]"),
-        (None, 14, "[98, 98, 98]"),
-    ],
-)
-def test_another_roi_size_is_refused_with_an_example(assert_readable, roi_size, multiple, remedy):
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpus"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(assert_readable, device):
     with pytest.raises(ConfigValueError) as caught:
-        check_roi_size(roi_size, multiple)
-    assert_readable(caught.value, "--roi_size", repr(roi_size), remedy)
+        check_device(device)
+    assert_readable(caught.value, "--device", device, "cpu")

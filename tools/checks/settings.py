@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,30 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import numpy as np
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, create_workflow
 from monai.bundle.scripts import run, run_workflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from tools.errors import ConfigValueError, UnknownOverrideError
 
-_SUGGESTED_ROI = 96  # voxels; the window of every published recipe here
 
-
-def check_roi_size(roi_size: Sequence[int], multiple: int = 16) -> None:
-    """Raise `ConfigValueError` unless `roi_size` is three positive multiples (voxels) of `multiple`."""
-    sizes: list[Any] = list(roi_size) if isinstance(roi_size, (list, tuple)) else [roi_size]
-    whole = [isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in sizes]
-    if len(sizes) == 3 and all(whole) and all(size > 0 and size % multiple == 0 for size in sizes):
-        return
-    near = [max(1, math.ceil(size / multiple)) * multiple for size, ok in zip(sizes, whole, strict=True) if ok]
-    example = near if len(near) == 3 else [math.ceil(_SUGGESTED_ROI / multiple) * multiple] * 3
-    raise ConfigValueError(
-        "--roi_size",
-        repr(roi_size),
-        f"three positive multiples of {multiple}",
-        f'use for example --roi_size "{example}"',
-    )
+def check_device(device: str | torch.device) -> None:
+    """Raise `ConfigValueError` unless PyTorch can use `device` on this machine."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+        usable = " or ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ConfigValueError("--device", f"{str(device)!r}", "a device of this machine", f"give {usable}") from error
 
 
 def check_command_line(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tools import __version__
 from tools.checks import check_scan
 from tools.datasets import name_results
-from tools.errors import CheckpointError, ConfigValueError, FailedScansError, ToolsError, UnreadableScanError, find_cause
+from tools.errors import (
+    CheckpointError,
+    ConfigValueError,
+    FailedScansError,
+    ToolsError,
+    UnreadableScanError,
+    find_cause,
+)
 from tools.files import compute_sha256, write_json
 from tools.handlers import describe_hardware
 from tools.inference.writers import SaveSegmentationd
@@ -173,7 +180,7 @@ class ScanSegmenter:
                 "finite ones",
                 "run without mixed precision (--amp false), or use other weights",
             )
-        return logits
+        return MetaTensor(logits)  # Invertd leaves a plain tensor in the network's grid, with a warning only
 
     def _locate_preview(self, name: str) -> Path:
         return self.writer.locate(name).with_name(f"{name}_seg.png")
@@ -227,9 +234,9 @@ def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any
         return {}
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
-        same = all(
-            previous[key] == json.loads(json.dumps(report[key])) for key in ("labels", "settings", "amp")
-        ) and (previous["weights"]["sha256"] == report["weights"]["sha256"])
+        same = all(previous[key] == json.loads(json.dumps(report[key])) for key in ("labels", "settings", "amp")) and (
+            previous["weights"]["sha256"] == report["weights"]["sha256"]
+        )
         scans = previous["scans"] if same else {}
     except (json.JSONDecodeError, KeyError, TypeError):
         logger.warning("%s is not a report of an earlier run; every scan is segmented", path)

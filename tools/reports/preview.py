@@ -103,7 +103,9 @@ def write_preview(
         GeometryMismatchError: if they do not lie on the same grid.
         LabelValueError: if the segmentation holds other values than those of `labels`.
     """
-    figure = _draw(_read_case(Path(scan_path), Path(segmentation_path), len(labels)), labels, title or name_case(scan_path))
+    figure = _draw(
+        _read_case(Path(scan_path), Path(segmentation_path), len(labels)), labels, title or name_case(scan_path)
+    )
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND, pil_kwargs={"optimize": True})
 
@@ -128,9 +130,7 @@ def _read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> _C
     )
 
 
-def _check_grid(
-    scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path: Path, segmentation_path: Path
-) -> None:
+def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path: Path, segmentation_path: Path) -> None:
     shape, wanted = segmentation.shape[:3], scan.shape[:3]
     # no voxel may move by more than half a voxel, which lets rounding in the files pass
     shift = np.abs(segmentation.affine - scan.affine)[:3] @ [*wanted, 1]

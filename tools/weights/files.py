@@ -36,7 +36,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise MissingFileError(
-            path, "no such file", "a checkpoint (.safetensors or .pt)", "give an existing file with --checkpoint, or the bundle's folder with --bundle_root"
+            path,
+            "no such file",
+            "a checkpoint (.safetensors or .pt)",
+            "give an existing file with --checkpoint, or the bundle's folder with --bundle_root",
         )
     try:
         content = (
