@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tools.errors import CheckpointError, MissingFileError
@@ -42,14 +41,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "give an existing file with --checkpoint, or the bundle's folder with --bundle_root",
         )
     try:
-        content = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=False)
-        )
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # 8000 files with a few wrong bytes made torch.load raise a dozen different classes
         raise CheckpointError(
             path,
-            f"{path.stat().st_size} bytes that cannot be read as weights ({reason})",
+            _describe_content(path, error),
             "tensors saved as .safetensors or by torch.save",
             "download or copy the file again; a file that needs code to load is refused for safety",
         ) from error
@@ -82,5 +78,24 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write `content` with `torch.save`, atomically: `path` is the old file or the new one at every moment."""
-    with write_atomically(path) as temporary:
-        torch.save(dict(content), temporary)
+    # torch.save gives the file's name, here a random one, to what is inside; the same content shall be the same bytes
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)
+
+
+def _describe_content(path: Path, error: Exception) -> str:
+    """Say in a few words what is in an unreadable file; torch's own text advises to run the code in it."""
+    if isinstance(error, OSError):
+        return f"a file that cannot be opened ({error.strerror})"
+    with path.open("rb") as file:
+        line = file.read(80).partition(b"\n")[0]
+    if not path.stat().st_size:
+        return "an empty file of 0 bytes"
+    if line.isascii() and line.decode().isprintable():  # an error page, or the pointer that Git LFS leaves
+        return f"text that starts with {line.decode()!r}"
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"code ({code[1]}), not just tensors"
+    if "TorchScript" in str(error):
+        return "a TorchScript program"
+    reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0][:160]
+    return f"{path.stat().st_size} bytes that are no whole file of weights ({reason or type(error).__name__})"

@@ -40,14 +40,22 @@ def load(network: Network, path: str | Path) -> Network:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or belongs to another network.
     """
-    offered = read_state_dict(path)
+    return fill(network, read_state_dict(path), path)
+
+
+def fill(network: Network, offered: Mapping[str, torch.Tensor], source: str | Path) -> Network:
+    """Do what `load` does with a state dict that has been read already; `source` is named in messages.
+
+    Raises:
+        CheckpointError: if it belongs to another network.
+    """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in offered and NEVER_USED not in name]
     unexpected = [name for name in offered if name not in wanted]
     reshaped = [name for name in wanted if name in offered and offered[name].shape != wanted[name].shape]
     if missing or unexpected or reshaped:
         raise CheckpointError(
-            path,
+            source,
             _describe(offered, wanted, missing, unexpected, reshaped),
             f"the {len(wanted)} tensors of {type(network).__name__} as configured",
             "use the overlay that belongs to this checkpoint (models/<name>.yaml), or set the arguments of "
@@ -55,8 +63,21 @@ def load(network: Network, path: str | Path) -> Network:
         )
     network.load_state_dict({**wanted, **offered})
     parameters = sum(tensor.numel() for tensor in offered.values())
-    logger.info("%s: %d of %d tensors loaded, %.1f M values", path, len(offered), len(wanted), parameters / 1e6)
+    logger.info("%s: %d of %d tensors loaded, %.1f M values", source, len(offered), len(wanted), parameters / 1e6)
     return network
+
+
+def initialize(network: Network, path: str | Path | None) -> Network:
+    """Start training from the weights in `path`, or from the random initialisation when `path` is None.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is unreadable or belongs to another network.
+    """
+    if path is None:
+        logger.info("training starts from random weights")
+        return network
+    return load(network, path)
 
 
 def _describe(
@@ -77,16 +98,3 @@ def _describe(
     if unexpected:
         parts.append(f"{len(unexpected)} unknown ({unexpected[0]})")
     return ", ".join(parts)
-
-
-def initialize(network: Network, path: str | Path | None) -> Network:
-    """Start training from the weights in `path`, or from the random initialisation when `path` is None.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        CheckpointError: if it is unreadable or belongs to another network.
-    """
-    if path is None:
-        logger.info("training starts from random weights")
-        return network
-    return load(network, path)
