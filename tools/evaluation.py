@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_dice
 
-from tools.errors import GeometryMismatchError
+from tools.checks import check_pair
 
 
 def measure_dice(segmentation_path: str | Path, label_path: str | Path, labels: Sequence[str]) -> dict[str, float]:
@@ -23,16 +23,19 @@ def measure_dice(segmentation_path: str | Path, label_path: str | Path, labels: 
         labels: names of the classes, background first.
 
     Raises:
-        GeometryMismatchError: if the shapes differ.
+        MissingFileError: if one of the files does not exist.
+        UnreadableScanError: if one of them is no sound NIfTI volume.
+        GeometryMismatchError: if shapes or affines differ.
+        LabelValueError: if the reference holds other values than those of `labels`.
     """
-    segmentation, label = (np.asanyarray(nib.load(path).dataobj) for path in (segmentation_path, label_path))
-    if segmentation.shape != label.shape:
-        raise GeometryMismatchError(
-            segmentation_path, f"shape {segmentation.shape}", f"{label.shape} as {label_path}", "compare in one grid"
-        )
-    classes = range(len(labels))
-    one_hot = [
-        torch.stack([torch.from_numpy(volume == value) for value in classes])[None] for volume in (segmentation, label)
-    ]
-    dice = compute_dice(one_hot[0], one_hot[1], include_background=False, ignore_empty=True)[0]
+    check_pair(segmentation_path, label_path, range(len(labels)))
+    segmentation, label = (_read_one_hot(path, len(labels)) for path in (segmentation_path, label_path))
+    dice = compute_dice(segmentation, label, include_background=False, ignore_empty=True)[0]
     return dict(zip(labels[1:], dice.tolist(), strict=True))
+
+
+def _read_one_hot(path: str | Path, num_classes: int) -> torch.Tensor:
+    """Return a label map as booleans `(1, K, H, W, D)`."""
+    voxels = np.asanyarray(nib.load(path).dataobj)
+    voxels = voxels.reshape(voxels.shape[:3])
+    return torch.from_numpy(np.stack([voxels == value for value in range(num_classes)]))[None]

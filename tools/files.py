@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,15 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not from `tempfile`, whose files are private (0600) where a result should be as readable as any other file;
     # not from `random`, which a seeded run makes the same in each process
     temporary = path.with_name(f".partial-{secrets.token_hex(8)}-{path.name}")
+    temporary.touch()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+    temporary.unlink()
     try:
         yield temporary
+        # safetensors makes private files (0600), as tempfile does; a result should be as readable as any other file
+        temporary.chmod(mode)
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -50,11 +55,8 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def compute_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _nullify(content: Any) -> Any:

@@ -22,14 +22,18 @@ from monai.handlers import from_engine
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from tools.errors import DivergedTrainingError, MissingFileError
+from tools.errors import CheckpointError, DivergedTrainingError
 from tools.files import write_json
 from tools.reports import format_table, plot_learning_curve
-from tools.weights import read_checkpoint, save_checkpoint
+from tools.weights import fill, read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 LAST, BEST = "last.pt", "best.pt"
+STATE_KEYS = (
+    *("model", "optimizer", "lr_scheduler", "scaler", "random_state"),
+    *("epoch", "max_epochs", "iteration", "best_metric", "record"),
+)
 
 
 def is_main_process() -> bool:
@@ -62,7 +66,7 @@ class EpochSeed:
         sequence = np.random.SeedSequence([self.seed, engine.state.epoch, int(os.environ.get("RANK", "0"))])
         epoch_seed = int(sequence.generate_state(1)[0])
         random.seed(epoch_seed)
-        np.random.seed(epoch_seed)  # noqa: NPY002 - MONAI and third-party transforms use the global generator
+        np.random.seed(epoch_seed)  # MONAI and third-party transforms use the global generator
         torch.manual_seed(epoch_seed)
         set_rnd(self.dataset, epoch_seed)
 
@@ -240,18 +244,24 @@ class TrainingCheckpoint:
 
     def _restore(self, engine: Engine, path: Path) -> None:
         state = read_checkpoint(path)
-        absent = [key for key in ("model", "optimizer", "lr_scheduler", "epoch", "record") if key not in state]
-        if absent:
-            raise MissingFileError(
+        if absent := [key for key in STATE_KEYS if key not in state]:
+            raise CheckpointError(
                 path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume false"
             )
         if state["random_state"]["seed"] != self.seed:
             logger.warning("%s was trained with seed %s, now %s", path, state["random_state"]["seed"], self.seed)
-        self.network.load_state_dict(state["model"])
+        if state["max_epochs"] != engine.state.max_epochs:
+            logger.warning(
+                "%s was planned for %d epochs, now %d; the learning rate keeps to the old plan, even after its end",
+                path,
+                state["max_epochs"],
+                engine.state.max_epochs,
+            )
+        fill(self.network, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         scaler = getattr(engine, "scaler", None)
-        if scaler is not None and state["scaler"] is not None:
+        if scaler is not None and state["scaler"]:  # empty when mixed precision was off
             scaler.load_state_dict(state["scaler"])
         self.record.epochs = state["record"]
         engine.state.epoch = state["epoch"]
@@ -274,6 +284,7 @@ class TrainingCheckpoint:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "epoch": epoch,
+            "max_epochs": engine.state.max_epochs,
             "iteration": engine.state.iteration,
             "best_metric": best["dice"] if best else None,
             "record": self.record.epochs,
@@ -288,6 +299,9 @@ class TrainingCheckpoint:
 class DiceReport:
     """Write Dice per case and class of an evaluation to `evaluation.json` and log the table.
 
+    The mean is that of the key metric, over volumes and the classes that they have; a class that no reference of a
+    case (or of all cases) has is null.
+
     Args:
         output_dir: folder of the file.
         labels: names of the classes, background first.
@@ -298,7 +312,9 @@ class DiceReport:
         self.output_dir = Path(output_dir)
         self.labels = list(labels)
         self.checkpoint = checkpoint
-        self._cases: list[str] = []
+        self._cases: list[Path] = []
+        self._bar: tqdm | None = None
+        self._start_s = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the evaluator."""
@@ -308,23 +324,27 @@ class DiceReport:
 
     def _start(self, engine: Engine) -> None:
         self._cases = []
-        self._start_time = time.monotonic()
+        self._start_s = time.monotonic()
         self._bar = tqdm(total=len(engine.data_loader), unit="scan", dynamic_ncols=True)
 
     def _note_case(self, engine: Engine) -> None:
-        self._cases += [Path(item["image"].meta["filename_or_obj"]).name for item in engine.state.batch]
-        self._bar.update()
+        self._cases += [Path(item["image"].meta["filename_or_obj"]) for item in engine.state.batch]
+        if self._bar is not None:
+            self._bar.update()
 
     def _report(self, engine: Engine) -> None:
-        self._bar.close()
-        details = engine.state.metric_details[engine.state.key_metric_name].tolist()
+        if self._bar is not None:
+            self._bar.close()
+        name = engine.state.key_metric_name
+        mean, details = float(engine.state.metrics[name]), engine.state.metric_details[name]
+        cases = [path.name for path in self._cases]
+        if len(set(cases)) < len(cases):
+            cases = [str(path) for path in self._cases]
         foreground = self.labels[1:]
         per_case = {
-            case: dict(zip(foreground, [None if math.isnan(d) else d for d in row], strict=True))
-            for case, row in zip(self._cases, details, strict=True)
+            case: dict(zip(foreground, row, strict=True)) for case, row in zip(cases, details.tolist(), strict=True)
         }
-        per_class = dict(zip(foreground, np.nanmean(np.asarray(details), axis=0).tolist(), strict=True))
-        mean = float(engine.state.metrics[engine.state.key_metric_name])
+        per_class = dict(zip(foreground, torch.nanmean(details.float(), dim=0).tolist(), strict=True))
         write_json(
             self.output_dir / "evaluation.json",
             {
@@ -333,14 +353,13 @@ class DiceReport:
                 "mean": mean,
                 "per_class": per_class,
                 "per_case": per_case,
-                "seconds": time.monotonic() - self._start_time,
+                "seconds": time.monotonic() - self._start_s,
                 "hardware": describe_hardware(),
             },
         )
-        rows = [[case, *row] for case, row in zip(self._cases, details, strict=True)]
-        rows.append(["mean", *per_class.values()])
+        rows = [[case, *dice.values()] for case, dice in [*per_case.items(), ("mean", per_class)]]
         logger.info("Dice per case\n%s", format_table(["case", *foreground], rows))
-        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(rows) - 1, self.output_dir / "evaluation.json")
+        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(cases), self.output_dir / "evaluation.json")
 
 
 def describe_hardware() -> str:

@@ -46,7 +46,7 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
         CheckpointError: if a weight does not fit into half precision.
         FailedScansError: if the evaluation fails.
     """
-    root, card_path, checkpoint, recipe = locate_bundle(bundle), locate_card(card), Path(checkpoint), Path(recipe)
+    root, card_path, checkpoint, recipe = locate_bundle(bundle), locate_card(card), Path(checkpoint), Path(recipe).resolve()
     record_path = checkpoint.with_name("training.json")
     for path in (checkpoint, recipe, record_path):
         if not path.is_file():
@@ -100,7 +100,7 @@ def _write_overlay(card: str, card_path: Path, recipe: Path, weights: Path, path
     values["checkpoint"] = f"$@bundle_root + '/models/{weights.name}'"
     head = (
         f"# The committed model for {card}: goes after inference.yaml, or after train.yaml and evaluate.yaml.\n"
-        f"# Made of the data set's card and {recipe.name} by `python -m tools publish`.\n"
+        f"# Made of the data set's card and recipes/{recipe.name} by `python -m tools publish`.\n"
     )
     body = "".join(f"{key}: {_flow(value)}\n" for key, value in values.items())
     with write_atomically(path) as temporary:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import platform
 import time
@@ -21,13 +22,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
-from tools.checks import check_scan
+from tools.checks import check_scan, read_header
 from tools.datasets import name_results
 from tools.errors import (
     CheckpointError,
     ConfigValueError,
     FailedScansError,
-    ToolsError,
     UnreadableScanError,
     find_cause,
 )
@@ -43,11 +43,11 @@ class ScanSegmenter:
     """Run preprocessing, network and postprocessing over the scans of a data set and report on each.
 
     Beside each `<scan>_seg.nii.gz` it writes `<scan>_seg.png`, and for all of them `volumes.csv` (mL) and `run.json`
-    (versions, weights, settings; per scan its state, volumes and seconds per stage). `run.json` is rewritten after each scan. A scan
+    (versions, weights, settings; per scan its state, volumes and seconds per stage), rewritten after each scan. A scan
     that is already done with the same weights and settings is skipped; one that fails does not stop the others.
 
     Args:
-        dataset: `data` lists the scans as `{"image": path}`, `transform` is the preprocessing, starting with LoadImaged.
+        dataset: `data` lists the scans as `{"image": path}`, `transform` is the preprocessing, LoadImaged first.
         network: maps `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
         inferer: applies the network to a whole volume.
         postprocessing: maps `pred`, the logits, to labels in the source grid and writes them (SaveSegmentationd).
@@ -83,7 +83,7 @@ class ScanSegmenter:
         self.postprocessing = postprocessing
         self.labels = list(labels)
         self.output_dir = Path(output_dir)
-        self.checkpoint = Path(checkpoint)
+        self.checkpoint = Path(checkpoint).expanduser()  # as the loading of weights does
         self.device = torch.device(device)
         self.amp = amp
         self.preview = preview
@@ -102,17 +102,19 @@ class ScanSegmenter:
         """Segment all scans.
 
         Raises:
+            ConfigValueError: if a result would replace one of the scans.
             ToolsError: the reason, if there was one scan and it failed.
             FailedScansError: if some of several scans failed; the others are done.
         """
         self.network.eval()
-        report = self._begin_report()
         names = name_results(self.scans)
-        failures: dict[str, BaseException] = {}
+        self._protect_scans(names)
+        report = self._begin_report()
+        failures: dict[str, Exception] = {}
         with logging_redirect_tqdm(), tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True) as bar:
             for name, scan in zip(names, self.scans, strict=True):
                 bar.set_description(name)
-                fingerprint = self._fingerprint(scan["image"])
+                fingerprint = _fingerprint(scan["image"])
                 done = report["scans"].get(name, {})
                 if not self.overwrite and done.get("source") == fingerprint and self.writer.locate(name).is_file():
                     logger.info("%s: done already, skipped (--overwrite true would segment it again)", name)
@@ -124,7 +126,7 @@ class ScanSegmenter:
                 except Exception as error:
                     # one bad scan must not cost the others theirs; it is counted, told and ends the run with status 1
                     failures[name] = error
-                    entry = {"state": "failed", "reason": str(find_cause(error) or error)}
+                    entry = {"state": "failed", "reason": _explain(error)}
                     logger.error("%s: %s", name, entry["reason"], exc_info=None if find_cause(error) else error)
                 report["scans"][name] = {**entry, "source": fingerprint}
                 self._write_report(report)
@@ -133,13 +135,24 @@ class ScanSegmenter:
         if failures and len(self.scans) == 1:
             raise next(iter(failures.values()))
         if failures:
-            name, error = next(iter(failures.items()))
+            first, reason = next((name, _explain(error)) for name, error in failures.items())
             raise FailedScansError(
                 self.output_dir / "run.json",
-                f"{len(failures)} of {len(self.scans)} scans that failed, first {name} ({find_cause(error) or error})",
+                f"{len(failures)} of {len(self.scans)} scans that failed, first {first} ({reason})",
                 "none",
                 "mend or leave out those scans and run the same command again; the others are done",
             )
+
+    def _protect_scans(self, names: Sequence[str]) -> None:
+        sources = {Path(scan["image"]).resolve() for scan in self.scans}
+        for path in map(self.writer.locate, names):
+            if path.resolve() in sources:
+                raise ConfigValueError(
+                    "--output_dir",
+                    f"{path}, both a scan to segment and the result of another one",
+                    "results that replace no scan",
+                    "give another folder, or list the scans with --datalist",
+                )
 
     def _segment(self, name: str, path: str) -> dict[str, Any]:
         seconds: dict[str, float] = {}
@@ -158,7 +171,8 @@ class ScanSegmenter:
         with _time(seconds, "report"):
             volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
             if self.preview:
-                write_preview(path, segmentation_path, self.labels, self._locate_preview(name), title=name)
+                preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
+                write_preview(path, segmentation_path, self.labels, preview_path, title=name)
         return {
             "state": "done",
             "segmentation": segmentation_path.name,
@@ -167,8 +181,16 @@ class ScanSegmenter:
         }
 
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
-        check_scan(data["image"])
-        return self.preprocessing(data, end=self._num_readers)
+        path = data["image"]
+        read_header(path)
+        try:
+            return self.preprocessing(data, end=self._num_readers)
+        except Exception as error:
+            check_scan(path)  # reads the file once more, and raises with what is wrong with it
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise UnreadableScanError(
+                path, f"data that cannot be read ({reason})", "a sound NIfTI volume", "export it again from its source"
+            ) from error
 
     def _predict(self, image: MetaTensor, path: str) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
@@ -181,9 +203,6 @@ class ScanSegmenter:
                 "run without mixed precision (--amp false), or use other weights",
             )
         return MetaTensor(logits)  # Invertd leaves a plain tensor in the network's grid, with a warning only
-
-    def _locate_preview(self, name: str) -> Path:
-        return self.writer.locate(name).with_name(f"{name}_seg.png")
 
     def _begin_report(self) -> dict[str, Any]:
         report: dict[str, Any] = {
@@ -199,19 +218,10 @@ class ScanSegmenter:
             "amp": self.amp,
             "weights": {"file": str(self.checkpoint), "sha256": compute_sha256(self.checkpoint)},
             "labels": dict(enumerate(self.labels)),
-            "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in self.settings.items()},
+            "settings": self.settings,
             "scans": {},
         }
         return report | {"scans": _read_previous_scans(self.output_dir / "run.json", report)}
-
-    def _fingerprint(self, path: str) -> dict[str, Any]:
-        file = Path(path)
-        stat = file.stat() if file.is_file() else None
-        return {
-            "file": str(file.resolve()),
-            "bytes": stat.st_size if stat else None,
-            "modified_ns": stat.st_mtime_ns if stat else None,
-        }
 
     def _write_report(self, report: Mapping[str, Any]) -> None:
         write_json(self.output_dir / "run.json", report)
@@ -226,22 +236,34 @@ class ScanSegmenter:
         logger.info("%d of %d scans segmented, in %s", len(done), len(names), self.output_dir)
 
 
+def _fingerprint(path: str) -> dict[str, Any]:
+    file = Path(path)
+    stat = file.stat() if file.is_file() else None
+    return {
+        "file": str(file.resolve()),
+        "bytes": stat.st_size if stat else None,
+        "modified_ns": stat.st_mtime_ns if stat else None,
+    }
+
+
+def _explain(error: Exception) -> str:
+    return str(find_cause(error) or error) or type(error).__name__
+
+
 def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scans of an earlier `run.json` that were done with the same weights, settings and labels."""
-    import json
-
     if not path.is_file():
         return {}
+    wanted = json.loads(json.dumps(report))  # keys become strings, tuples lists
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
-        same = all(previous[key] == json.loads(json.dumps(report[key])) for key in ("labels", "settings", "amp")) and (
-            previous["weights"]["sha256"] == report["weights"]["sha256"]
+        same = previous["weights"]["sha256"] == wanted["weights"]["sha256"] and all(
+            previous[key] == wanted[key] for key in ("labels", "settings", "amp")
         )
-        scans = previous["scans"] if same else {}
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return {name: scan for name, scan in previous["scans"].items() if same and scan["state"] == "done"}
+    except (ValueError, LookupError, TypeError, AttributeError):
         logger.warning("%s is not a report of an earlier run; every scan is segmented", path)
         return {}
-    return {name: scan for name, scan in scans.items() if scan["state"] == "done"}
 
 
 def _count_leading(transform: Compose, kinds: tuple[type, ...]) -> int:

@@ -23,7 +23,8 @@ class SaveSegmentationd(SaveImaged):
     """Write label maps `(1, H, W, D)` in the source grid as `<scan>_seg.nii.gz`, uint8, with the source's header.
 
     The header is copied from the scan, so that affine, qform, sform and units are the scan's to the last bit, and
-    the label names travel in a NIfTI comment. It is a `SaveImaged`, which MONAI Label removes to write the result itself.
+    the label names travel in a NIfTI comment. It is a `SaveImaged`, which MONAI Label leaves out to write the result
+    itself.
 
     Args:
         keys: keys of the label maps.
@@ -75,7 +76,7 @@ def write_segmentation(segmentation: torch.Tensor, source: str | Path, path: str
             "end the postprocessing with Invertd, so that the result lies in the scan's grid",
         )
     values = np.asarray(torch.as_tensor(segmentation).cpu(), dtype=np.uint8).reshape(scan.shape)
-    image = nib.Nifti1Image(values, scan.affine, header=scan.header if isinstance(scan, nib.Nifti1Image) else None)
+    image = type(scan)(values, scan.affine, scan.header)
     image.set_data_dtype(np.uint8)
     image.header.set_slope_inter(1, 0)  # the scan's rescaling to HU is none of the labels'
     image.header["cal_min"] = image.header["cal_max"] = 0

@@ -3,78 +3,28 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tools.checks import read_header
-from tools.checks.volumes import read_voxels
 from tools.datasets import name_case
-from tools.errors import GeometryMismatchError
 from tools.files import write_atomically
 from tools.reports.colours import pick_colour
-from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, get_unit_mm, read_labels
+from tools.reports.planes import PLANES, Case, Plane, find_window, read_case, trace_outlines
 
 DPI = 150
 # lengths in pixels
 _PANEL, _MARGIN, _TITLE, _ROW, _MIN_WIDTH = 520, 36, 48, 30, 900
-_OUTLINE = 2.0  # 1 point at 150 dpi
-_SUPERSAMPLING = 2  # smooths the outlines; grid lines of the voxels stay sharp
-_GREY_LEVELS = 64  # noise in more of them cannot be seen but doubles the size of the file
-_BACKGROUND, _TEXT, _DIM = "#0e0f11", "#e8e8e8", "#8f959c"
+_BACKGROUND, _TEXT, _DIM, _WARNING = "#0e0f11", "#e8e8e8", "#8f959c", "#ffb454"
 _FONT_PT = 8
 _CHARACTER = 10.5  # width of a wide letter at that size
-
-# A CT is told by its air (about -1000 HU); its window stays within fat to trabecular bone, since skull or lung
-# would otherwise take most of the grey values
-_AIR_HU, _CT_WINDOW_HU = -500, (-200, 500)
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """A plane across `axis` of a RAS volume, which shows two other axes, both reversed: radiological convention."""
-
-    name: str
-    axis: int
-    horizontal: int
-    vertical: int
-
-    def cut(self, voxels: np.ndarray, index: int) -> np.ndarray:
-        return voxels.take(index, axis=self.axis).T[::-1, ::-1]
-
-    @property
-    def letters(self) -> dict[str, str]:
-        return {
-            "left": "RAS"[self.horizontal],
-            "right": "LPI"[self.horizontal],
-            "top": "RAS"[self.vertical],
-            "bottom": "LPI"[self.vertical],
-        }
-
-
-_PLANES = (_Plane("Axial", 2, 0, 1), _Plane("Coronal", 1, 0, 2), _Plane("Sagittal", 0, 1, 2))
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A scan and its segmentation, axes in RAS order, with what the picture says about them."""
-
-    grey: np.ndarray  # (X, Y, Z)
-    voxels: np.ndarray  # (X, Y, Z), integers
-    spacing_mm: np.ndarray  # (3,)
-    slices: tuple[int, int, int]  # one per axis
-    position_mm: np.ndarray  # (3,), world coordinates of the voxel where the three planes meet
-    volumes_ml: np.ndarray  # (classes,)
+_SWATCH, _GAP = 44, 48
+_BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 def write_preview(
@@ -104,70 +54,121 @@ def write_preview(
         LabelValueError: if the segmentation holds other values than those of `labels`.
     """
     figure = _draw(
-        _read_case(Path(scan_path), Path(segmentation_path), len(labels)), labels, title or name_case(scan_path)
+        read_case(Path(scan_path), Path(segmentation_path), len(labels)), labels, title or name_case(scan_path)
     )
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND, pil_kwargs={"optimize": True})
 
 
-def _read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> _Case:
-    scan = read_header(scan_path)
-    segmentation, voxels = read_labels(segmentation_path, num_classes)
-    _check_grid(scan, segmentation, scan_path, segmentation_path)
-    grey = read_voxels(scan_path, partial(scan.get_fdata, dtype=np.float32, caching="unchanged"))
-    orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
-    grey, voxels = (nib.apply_orientation(array.reshape(scan.shape[:3]), orientation) for array in (grey, voxels))
-    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3]) * get_unit_mm(scan)
-    counts = [count_voxels_per_slice(voxels, num_classes, axis) for axis in range(3)]
-    slices = tuple(_pick_slice(count[:, 1:]) for count in counts)
-    return _Case(
-        grey=grey,
-        voxels=voxels,
-        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
-        slices=slices,
-        position_mm=affine[:3] @ [*slices, 1],
-        volumes_ml=convert_to_ml(counts[0].sum(axis=0), segmentation),
+class _Sheet:
+    """A figure whose places are pixels from its top left corner."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND)
+        FigureCanvasAgg(self.figure)
+
+    def write(self, x: float, y: float, text: str, colour: str = _TEXT, **style: object) -> None:
+        """Write `text` with its left middle at a place; names are no mathematics, whatever `$` they hold."""
+        style = {"ha": "left", "va": "center", "fontsize": _FONT_PT, **style}
+        self.figure.text(x / self.width, 1 - y / self.height, text, color=colour, parse_math=False, **style)
+
+    def rule(self, x: float, y: float, length: float, colour: str, width_px: float) -> None:
+        """Draw a horizontal line that starts at a place."""
+        ends = [x / self.width, (x + length) / self.width]
+        heights = [1 - y / self.height] * 2
+        style = {"linewidth": width_px * 72 / DPI, "solid_capstyle": "butt"}
+        self.figure.add_artist(Line2D(ends, heights, color=colour, **style))
+
+    def show(self, x: int, y: int, shape: tuple[int, int], *layers: tuple[np.ndarray, dict[str, object]]) -> None:
+        """Show pictures over each other in `shape` (rows, columns) pixels."""
+        rows, columns = shape
+        box = (x / self.width, 1 - (y + rows) / self.height, columns / self.width, rows / self.height)
+        axes = self.figure.add_axes(box, facecolor="black")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for picture, style in layers:
+            axes.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **style)
+
+
+def _draw(case: Case, labels: Sequence[str], title: str) -> Figure:
+    shapes = [_fit_panel(case, plane) for plane in PLANES]
+    width = max(_MIN_WIDTH, _MARGIN + sum(columns + _MARGIN for _, columns in shapes))
+    found = [value for value in range(1, len(labels)) if case.counts[value]]
+    missing = [labels[value] for value in range(1, len(labels)) if not case.counts[value]]
+    notes = textwrap.wrap(
+        f"Not found: {', '.join(missing)}" if found and missing else "",
+        width=round((width - 2 * _MARGIN) / _CHARACTER),
+        max_lines=2,
+        placeholder=" …",
     )
+    entries = [(value, labels[value], _format_volume(case.volumes_ml[value])) for value in found]
+    column_width = _SWATCH + _GAP + _CHARACTER * max([len(name) + len(size) for _, name, size in entries], default=1)
+    num_columns = max(1, min(len(entries), int((width - 2 * _MARGIN) // column_width)))
+    num_rows = -(-len(entries) // num_columns)
+
+    legend_y = _TITLE + 2 * _ROW + max(rows for rows, _ in shapes) + _ROW
+    sheet = _Sheet(width, legend_y + _ROW * max(num_rows + len(notes), 1))
+    sheet.write(_MARGIN, _TITLE / 2, textwrap.shorten(title, 80, placeholder=" …"), fontsize=11, weight="bold")
+    x = (width - sum(columns + _MARGIN for _, columns in shapes) + _MARGIN) // 2
+    window = find_window(case.grey)
+    for plane, shape in zip(PLANES, shapes, strict=True):
+        _draw_plane(sheet, case, plane, (x, _TITLE + _ROW), shape, window)
+        x += shape[1] + _MARGIN
+    if not found:
+        sheet.write(width / 2, legend_y, "no label found", _WARNING, ha="center", fontsize=11, weight="bold")
+    for position, (value, name, size) in enumerate(entries):
+        column, row = divmod(position, num_rows)
+        x, y = _MARGIN + column * column_width, legend_y + row * _ROW
+        sheet.rule(x, y, _SWATCH - 12, pick_colour(value), 5)
+        sheet.write(x + _SWATCH, y, name)
+        sheet.write(x + column_width - _GAP, y, size, _DIM, ha="right")
+    for position, note in enumerate(notes):
+        sheet.write(_MARGIN, legend_y + (num_rows + position) * _ROW, note, _DIM)
+    return sheet.figure
 
 
-def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path: Path, segmentation_path: Path) -> None:
-    shape, wanted = segmentation.shape[:3], scan.shape[:3]
-    # no voxel may move by more than half a voxel, which lets rounding in the files pass
-    shift = np.abs(segmentation.affine - scan.affine)[:3] @ [*wanted, 1]
-    if shape != wanted or shift.max() > nib.affines.voxel_sizes(scan.affine).min() / 2:
-        raise GeometryMismatchError(
-            segmentation_path,
-            f"shape {shape}" if shape != wanted else "another affine",
-            f"the grid {wanted} of {scan_path}",
-            "give the segmentation of this scan",
-        )
+def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:
+    """Return rows and columns in pixels; all planes share a scale unless that makes one less than half as large."""
+    extents_mm = case.spacing_mm * case.grey.shape
+    size_mm = extents_mm[[plane.vertical, plane.horizontal]]
+    common, own = _PANEL / extents_mm.max(), _PANEL / size_mm.max()
+    rows, columns = np.maximum(1, np.round(size_mm * (common if own < 2 * common else own))).astype(int)
+    return int(rows), int(columns)
 
 
-def _pick_slice(counts: np.ndarray) -> int:
-    """Return the slice that shows the classes best, the middle one if there are none.
+def _draw_plane(
+    sheet: _Sheet, case: Case, plane: Plane, corner: tuple[int, int], shape: tuple[int, int], window: tuple[float, float]
+) -> None:
+    (x, y), (rows, columns) = corner, shape
+    index = case.slices[plane.axis]
+    grey = np.clip(np.nan_to_num(plane.cut(case.grey, index), nan=window[0]), *window)
+    enlarged = grey.shape[0] < rows
+    grey_style = {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
+    grey_style["interpolation"] = "bicubic" if enlarged else "hanning"
+    outlines = trace_outlines(plane.cut(case.voxels, index), shape)
+    sheet.show(x, y, shape, (grey, grey_style), (outlines, {"interpolation": "nearest"}))
 
-    Each class adds the share of its largest cross-section that the slice shows: many classes beat one large class, and
-    a class is better shown by its largest cross-section than by its first voxels.
+    middle_x, middle_y, offset = x + columns / 2, y + rows / 2, _ROW / 2
+    letters = {"weight": "bold", "ha": "center"}
+    sheet.write(x - offset, middle_y, plane.left, _DIM, **letters)
+    sheet.write(x + columns + offset, middle_y, plane.right, _DIM, **letters)
+    sheet.write(middle_x, y - offset, plane.top, _DIM, **letters)
+    sheet.write(middle_x, y + rows + offset, plane.bottom, _DIM, **letters)
 
-    Args:
-        counts: voxels `(slices, classes)` without background.
-    """
-    largest = counts.max(axis=0, initial=0)
-    if not largest.any():
-        return len(counts) // 2
-    return int((counts[:, largest > 0] / largest[largest > 0]).sum(axis=1).argmax())
+    sheet.write(x, y - offset, plane.name)
+    sheet.write(x + columns, y - offset, plane.name_position(case.position_mm), _DIM, ha="right")
+    mm_per_px = case.spacing_mm[plane.horizontal] * case.grey.shape[plane.horizontal] / columns
+    bar_mm = max((length for length in _BAR_LENGTHS_MM if length <= columns * mm_per_px / 3), default=None)
+    if bar_mm:
+        length = bar_mm / mm_per_px
+        sheet.rule(x + columns - length, y + rows + offset, length, _DIM, 2)
+        sheet.write(x + columns - length - 8, y + rows + offset, _format_length(bar_mm), _DIM, ha="right")
 
 
-def _find_window(grey: np.ndarray) -> tuple[float, float]:
-    """Return the values shown as black and white: robust percentiles, without the padding around the patient."""
-    step = max(1, round((grey.size / 2e6) ** (1 / 3)))  # two million voxels give the percentiles as well as all
-    values = grey[::step, ::step, ::step]
-    values = values[np.isfinite(values)]
-    values = values[values > values.min(initial=np.inf)]
-    if not values.size:  # a constant scan
-        return 0.0, 1.0
-    if np.mean(values < _AIR_HU) < 0.01:
-        low, high = np.percentile(values, (0.5, 99.5))
-    else:
-        low, high = np.clip(np.percentile(values[values >= _AIR_HU], (1, 99)), *_CT_WINDOW_HU)
-    return float(low), float(max(high, low + 1e-6))
+def _format_length(length_mm: int) -> str:
+    return f"{length_mm} mm" if length_mm % 10 else f"{length_mm // 10} cm"
+
+
+def _format_volume(volume_ml: float) -> str:
+    return f"{volume_ml:.1f} mL" if volume_ml >= 10 else f"{volume_ml:.2f} mL"

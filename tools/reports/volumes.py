@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -43,7 +42,7 @@ def read_labels(path: str | Path, num_classes: int) -> tuple[nib.Nifti1Image, np
         LabelValueError: if it holds other values.
     """
     image = read_header(path)
-    voxels = read_voxels(Path(path), partial(np.asanyarray, image.dataobj)).reshape(image.shape[:3])
+    voxels = read_voxels(path, image).reshape(image.shape[:3])
     low, high = voxels.min(), voxels.max()
     # NaN fails every comparison, so it is refused here too
     whole = voxels.dtype.kind in "iu" or bool((low >= 0 and high < num_classes) and (voxels == np.rint(voxels)).all())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tools import errors
+from tools.errors import CheckpointError, ToolsError, UnreadableScanError, find_cause
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SENTENCE = "a.nii.gz: found a folder, wanted a file; give a file."
+
+
+def fail_in_process(body: str) -> subprocess.CompletedProcess[str]:
+    """Run `body` in a new process where `error` is an error for people and `report_plainly` was called."""
+    code = f"""
+from tools.errors import UnreadableScanError, report_plainly
+report_plainly()
+report_plainly()
+error = UnreadableScanError("a.nii.gz", "a folder", "a file", "give a file")
+{textwrap.dedent(body)}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_sentence_has_subject_found_wanted_and_remedy():
+    error = CheckpointError(Path("model.pt"), "3 tensors", "5 tensors", "download it again")
+    assert str(error) == "model.pt: found 3 tensors, wanted 5 tensors; download it again."
+    assert (error.subject, error.found, error.wanted, error.remedy) == (
+        "model.pt",
+        "3 tensors",
+        "5 tensors",
+        "download it again",
+    )
+
+
+def test_every_class_has_the_same_base_and_says_what_it_is_for():
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
+    assert len(kinds) > 10
+    assert all(issubclass(kind, ToolsError) and kind.__doc__ for kind in kinds)
+
+
+def test_an_error_survives_the_way_from_another_process():
+    error = UnreadableScanError("a.nii.gz", "a folder", "a file", "give a file")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is UnreadableScanError
+    assert str(copy) == str(error) == SENTENCE
+    assert copy.remedy == "give a file"
+
+
+def test_the_cause_is_found_behind_wrappers():
+    cause = ToolsError("a", "b", "c", "d")
+    try:
+        try:
+            raise cause
+        except ToolsError as error:
+            raise RuntimeError("applying transform") from error
+    except RuntimeError as wrapper:
+        assert find_cause(wrapper) is cause
+    assert find_cause(cause) is cause
+    assert find_cause(ValueError("x")) is None
+
+
+def test_a_cause_that_was_cut_off_is_not_found():
+    with pytest.raises(ValueError, match="x") as caught:
+        try:
+            raise ToolsError("a", "b", "c", "d")
+        except ToolsError:
+            raise ValueError("x") from None
+    assert find_cause(caught.value) is None
+
+
+def test_a_circle_of_causes_ends():
+    first, second = ValueError("1"), ValueError("2")
+    first.__cause__, second.__cause__ = second, first
+    assert find_cause(first) is None
+
+
+def test_a_wrapped_error_ends_the_program_with_one_sentence():
+    result = fail_in_process(
+        """
+        try:
+            try:
+                raise error
+            except Exception as inner:
+                raise RuntimeError("applying transform") from inner
+        except Exception as inner:
+            raise RuntimeError("Failed to instantiate component") from inner
+        """
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"\nError: {SENTENCE}\n"
+    assert result.stdout == ""
+
+
+def test_output_comes_before_the_sentence():
+    result = fail_in_process("print('working'); raise error")
+    assert (result.returncode, result.stdout) == (1, "working\n")
+    assert "Traceback" not in result.stderr
+
+
+def test_another_exception_keeps_its_traceback():
+    result = fail_in_process("raise KeyError('a defect')")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("KeyError: 'a defect'\n")
+    assert "Error: a.nii.gz" not in result.stderr

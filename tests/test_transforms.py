@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
+
+from tools.errors import UnreadableScanError, find_cause
+from tools.transforms import FillNonFinited
+
+fill = FillNonFinited("image")
+
+
+def test_nan_and_infinity_become_the_smallest_finite_value(caplog):
+    image = torch.tensor([[3.0, math.nan, -1000.0], [math.inf, -math.inf, 40.0]]).reshape(1, 2, 3, 1)
+    before = image.clone()
+    filled = fill({"image": image, "other": "kept"})
+    assert filled["image"].flatten().tolist() == [3, -1000, -1000, -1000, -1000, 40]
+    assert filled["other"] == "kept"
+    assert torch.equal(image.nan_to_num(), before.nan_to_num()), "the input was changed in place"
+    assert "3 NaN or infinite voxels" in caplog.text
+
+
+def test_a_finite_image_is_passed_on_as_it_is(caplog):
+    image = torch.rand(1, 4, 4, 4)
+    assert fill({"image": image})["image"] is image
+    assert not caplog.records
+
+
+def test_whole_numbers_are_always_finite():
+    image = torch.arange(8, dtype=torch.int16).reshape(1, 2, 2, 2)
+    assert fill({"image": image})["image"] is image
+
+
+def test_half_precision_stays():
+    image = torch.tensor([1.0, math.nan], dtype=torch.float16).reshape(1, 2, 1, 1)
+    assert fill({"image": image})["image"].dtype == torch.float16
+
+
+def test_an_image_without_any_number_is_refused_by_name():
+    image = MetaTensor(torch.full((1, 2, 2, 2), math.nan), meta={"filename_or_obj": "folder/empty.nii.gz"})
+    with pytest.raises(UnreadableScanError, match=r"^folder/empty\.nii\.gz: found only NaN"):
+        fill({"image": image})
+
+
+def test_metadata_and_the_history_of_transforms_stay(write_phantom):
+    path = write_phantom(grid="oblique", dtype="float32")
+    steps = [LoadImaged("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None)]
+    image = Compose(steps)({"image": path})["image"]
+    image[0, 3, 4, 5] = math.nan
+    filled = fill({"image": image})["image"]
+    assert isinstance(filled, MetaTensor)
+    assert torch.equal(filled.affine, image.affine)
+    assert filled.meta["filename_or_obj"] == str(path)
+    assert filled.applied_operations == image.applied_operations
+    back = Compose(steps).inverse({"image": filled})["image"]
+    assert back.shape == (1, 24, 22, 20)
+
+
+def test_one_voxel_does_not_spoil_the_scaling_to_0_and_1(write_phantom):
+    image = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])({"image": write_phantom()})
+    image["image"][0, 0, 0, 0] = math.nan
+    scaled = ScaleIntensityRanged("image", -175, 250, 0, 1, clip=True)(fill(image))["image"]
+    assert bool(torch.isfinite(scaled).all())
+
+
+def test_a_missing_key_is_an_error_unless_allowed():
+    with pytest.raises(KeyError):
+        fill({"label": torch.zeros(1)})
+    assert FillNonFinited("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
+
+
+def test_the_reason_survives_monai_s_wrapper():
+    with pytest.raises(RuntimeError) as caught:
+        Compose([fill])({"image": torch.full((1, 2, 2, 2), math.nan)})
+    assert isinstance(find_cause(caught.value), UnreadableScanError)

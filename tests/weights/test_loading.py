@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import UNETR
+from torch import nn
+
+from tools.errors import CheckpointError, MissingFileError
+from tools.weights import fill, initialize, load
+
+
+def make_network(width: int = 4, outputs: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(1, width, 3), nn.BatchNorm3d(width), nn.Conv3d(width, outputs, 1))
+
+
+def make_unetr() -> UNETR:
+    return UNETR(1, 2, (16, 16, 16), feature_size=4, hidden_size=24, mlp_dim=48, num_heads=3)
+
+
+@pytest.fixture
+def path(tmp_path):
+    torch.manual_seed(1)
+    torch.save(make_network().state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def test_the_same_network_is_filled_and_returned(path, caplog):
+    network = make_network()
+    with caplog.at_level("INFO"):
+        assert load(network, path) is network
+    saved = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    assert f"{path}: 9 of 9 tensors loaded" in caplog.text
+
+
+def test_half_precision_is_converted_to_that_of_the_network(path):
+    saved = torch.load(path, weights_only=True)
+    torch.save({name: v.half() if v.is_floating_point() else v for name, v in saved.items()}, path)
+    network = load(make_network(), path)
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    assert torch.allclose(network[0].weight, saved["0.weight"], atol=1e-3)
+
+
+def test_another_width_is_refused_with_counts_and_an_example(path):
+    network = make_network(width=6)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load(network, path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: found 2 of 9 tensors that fit, 7 of another shape (0.weight ")
+    assert "(4, 1, 3, 3, 3) instead of (6, 1, 3, 3, 3)" in text
+    assert "wanted the 9 tensors of Sequential" in text
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()), "half loaded"
+
+
+def test_another_number_of_classes_is_refused(path):
+    with pytest.raises(CheckpointError, match=r"7 of 9 tensors that fit, 2 of another shape \(2\.weight"):
+        load(make_network(outputs=14), path)
+
+
+def test_a_network_with_more_layers_is_refused(path):
+    network = nn.Sequential(*make_network(), nn.Conv3d(3, 3, 1))
+    with pytest.raises(CheckpointError, match=r"9 of 11 tensors that fit, 2 missing \(3\.weight\)"):
+        load(network, path)
+
+
+def test_a_checkpoint_with_an_extra_head_is_refused(path):
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"head.weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match=r"9 of 9 tensors that fit, 1 unknown \(head\.weight\)"):
+        load(make_network(), path)
+
+
+def test_a_foreign_network_is_refused(path):
+    with pytest.raises(CheckpointError, match=r"0 of \d+ tensors that fit, \d+ missing \(.*\), 9 unknown \(0\.weight\)"):
+        load(make_unetr(), path)
+
+
+def test_the_unused_norms_of_cross_attention_may_be_missing(tmp_path):
+    source, target = make_unetr().eval(), make_unetr().eval()
+    saved = {name: value for name, value in source.state_dict().items() if "norm_cross_attn" not in name}
+    assert len(saved) < len(source.state_dict()), "this MONAI has no such tensors: the exception can go"
+    torch.save(saved, tmp_path / "weights.pt")
+    load(target, tmp_path / "weights.pt")
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(source(image), target(image))
+
+
+def test_weights_in_memory_are_filled_in_like_those_of_a_file(path):
+    saved = torch.load(path, weights_only=True)
+    assert torch.equal(fill(make_network(), saved, "a state")[0].weight, saved["0.weight"])
+    with pytest.raises(CheckpointError, match=r"^a state: found 7 of 9"):
+        fill(make_network(outputs=2), saved, "a state")
+
+
+def test_training_starts_from_a_file_or_from_random_weights(path, tmp_path):
+    network = make_network()
+    before = network[0].weight.clone()
+    assert torch.equal(initialize(network, None)[0].weight, before)
+    assert not torch.equal(initialize(network, path)[0].weight, before)
+    with pytest.raises(MissingFileError):
+        initialize(network, tmp_path / "none.pt")

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planes through a scan and its segmentation: which ones, in which grey values, with which outlines."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from tools.checks import read_header
+from tools.checks.volumes import read_voxels
+from tools.errors import GeometryMismatchError
+from tools.reports.colours import pick_colour
+from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, get_unit_mm, read_labels
+
+_OUTLINE_PX = 2
+_SUPERSAMPLING = 2  # smooths the outlines; edges of large voxels stay sharp
+# A CT is told by its air (about -1000 HU); its window stays within fat to trabecular bone, since skull or lung
+# would otherwise take most of the grey values
+_AIR_HU, _CT_WINDOW_HU = -500, (-200, 500)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane across `axis` of a RAS volume, which shows two other axes, both reversed: radiological convention."""
+
+    name: str
+    axis: int
+    horizontal: int
+    vertical: int
+
+    def cut(self, voxels: np.ndarray, index: int) -> np.ndarray:
+        """Return slice `index` of `(X, Y, Z)` as rows from top to bottom and columns from left to right."""
+        return voxels.take(index, axis=self.axis).T[::-1, ::-1]
+
+    @property
+    def left(self) -> str:
+        return "RAS"[self.horizontal]
+
+    @property
+    def right(self) -> str:
+        return "LPI"[self.horizontal]
+
+    @property
+    def top(self) -> str:
+        return "RAS"[self.vertical]
+
+    @property
+    def bottom(self) -> str:
+        return "LPI"[self.vertical]
+
+    def name_position(self, point_mm: np.ndarray) -> str:
+        """Return on which side of the scanner's origin the plane through a point lies, as `S 34 mm`."""
+        place_mm = round(float(point_mm[self.axis]))
+        return f"{('RAS' if place_mm >= 0 else 'LPI')[self.axis]} {abs(place_mm)} mm"
+
+
+PLANES = (Plane("Axial", 2, 0, 1), Plane("Coronal", 1, 0, 2), Plane("Sagittal", 0, 1, 2))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan and its segmentation, axes in RAS order, with what the picture says about them."""
+
+    grey: np.ndarray  # (X, Y, Z)
+    voxels: np.ndarray  # (X, Y, Z), integers
+    spacing_mm: np.ndarray  # (3,)
+    slices: tuple[int, int, int]  # one per axis
+    position_mm: np.ndarray  # (3,), world coordinates of the voxel where the three planes meet
+    counts: np.ndarray  # (classes,), voxels
+    volumes_ml: np.ndarray  # (classes,)
+
+
+def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Case:
+    """Return a scan and its label map in RAS order.
+
+    Raises:
+        MissingFileError: if the scan or the segmentation does not exist.
+        UnreadableScanError: if one of them is no 3D NIfTI volume.
+        GeometryMismatchError: if they do not lie on the same grid.
+        LabelValueError: if the segmentation holds other values than 0 to `num_classes` - 1.
+    """
+    scan = read_header(scan_path)
+    segmentation, voxels = read_labels(segmentation_path, num_classes)
+    _check_grid(scan, segmentation, scan_path, segmentation_path)
+    grey = read_voxels(scan_path, scan)
+    orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
+    grey, voxels = (nib.apply_orientation(array.reshape(scan.shape[:3]), orientation) for array in (grey, voxels))
+    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3]) * get_unit_mm(scan)
+    counts = [count_voxels_per_slice(voxels, num_classes, axis) for axis in range(3)]
+    slices = tuple(_pick_slice(count[:, 1:]) for count in counts)
+    return Case(
+        grey=grey,
+        voxels=voxels,
+        spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
+        slices=slices,
+        position_mm=affine[:3] @ [*slices, 1],
+        counts=counts[0].sum(axis=0),
+        volumes_ml=convert_to_ml(counts[0].sum(axis=0), segmentation),
+    )
+
+
+def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path: Path, segmentation_path: Path) -> None:
+    shape, wanted = segmentation.shape[:3], scan.shape[:3]
+    # no voxel may move by more than half a voxel, which lets rounding in the files pass
+    shift = np.abs(segmentation.affine - scan.affine)[:3] @ [*wanted, 1]
+    if shape != wanted or shift.max() > nib.affines.voxel_sizes(scan.affine).min() / 2:
+        raise GeometryMismatchError(
+            segmentation_path,
+            f"shape {shape}" if shape != wanted else "another affine",
+            f"the grid {wanted} of {scan_path}",
+            "give the segmentation of this scan",
+        )
+
+
+def _pick_slice(counts: np.ndarray) -> int:
+    """Return the slice that shows the classes best, the middle one if there are none.
+
+    Each class adds the share of its largest cross-section that the slice shows: many classes beat one large class, and
+    a class is better shown by its largest cross-section than by its first voxels.
+
+    Args:
+        counts: voxels `(slices, classes)` without background.
+    """
+    largest = counts.max(axis=0, initial=0)
+    if not largest.any():
+        return len(counts) // 2
+    return int((counts[:, largest > 0] / largest[largest > 0]).sum(axis=1).argmax())
+
+
+def find_window(grey: np.ndarray) -> tuple[float, float]:
+    """Return the values shown as black and white: robust percentiles, without the padding around the patient."""
+    step = max(1, round((grey.size / 2e6) ** (1 / 3)))  # two million voxels give the percentiles as well as all
+    values = grey[::step, ::step, ::step].astype(np.float64)
+    values = values[np.isfinite(values)]
+    is_ct = values.size and np.mean(values < _AIR_HU) > 0.01
+    values = values[values > values.min(initial=np.inf)]
+    if not values.size:  # a constant scan
+        return 0.0, 1.0
+    if is_ct and values.max() > _AIR_HU:
+        low, high = np.clip(np.percentile(values[values > _AIR_HU], (1, 99)), *_CT_WINDOW_HU)
+    else:
+        low, high = np.percentile(values, (0.5, 99.5))
+    return float(low), float(max(high, np.nextafter(low, np.inf)))
+
+
+def trace_outlines(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the outlines of a plane of labels `(rows, columns)` as an RGBA picture `(*shape, 4)` of pixels.
+
+    The labels are enlarged without interpolation; a point belongs to an outline if another label lies within the
+    width of the line, and takes the colour of its own label.
+    """
+    rows, columns = (
+        ((np.arange(size * _SUPERSAMPLING) + 0.5) * count / (size * _SUPERSAMPLING)).astype(int)
+        for size, count in zip(shape, labels.shape, strict=True)
+    )
+    fine = labels[np.ix_(rows, columns)]
+    reach = round(_OUTLINE_PX * _SUPERSAMPLING)
+    padded = np.pad(fine, reach, mode="edge")  # no line where the scan ends
+    on_line = np.zeros(fine.shape, dtype=bool)
+    for down, right in itertools.product(range(-reach, reach + 1), repeat=2):
+        if down**2 + right**2 <= reach**2:
+            top, left = reach + down, reach + right
+            on_line |= padded[top : top + fine.shape[0], left : left + fine.shape[1]] != fine
+    on_line &= fine > 0
+    rgba = np.zeros((*fine.shape, 4), dtype=np.float32)
+    for value in np.unique(fine[on_line]):
+        rgba[on_line & (fine == value)] = (*to_rgb(pick_colour(int(value))), 1)
+    sums = rgba.reshape(shape[0], _SUPERSAMPLING, shape[1], _SUPERSAMPLING, 4).sum(axis=(1, 3))
+    sums[..., :3] /= np.maximum(sums[..., 3:], 1)  # the mean colour of the points on the line ...
+    sums[..., 3] /= _SUPERSAMPLING**2  # ... as opaque as there are many
+    return sums
