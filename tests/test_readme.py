@@ -43,7 +43,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sub in ("imagesTr", "labelsTr"):
         (folder / "data" / sub).mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for number in range(4):
+    for number in range(6):
         label = np.zeros((20, 18, 16), np.uint8)
         label[5:12, 6:12, 4:10] = 1
         image = label * 100 + generator.normal(0, 10, label.shape)
@@ -95,7 +95,7 @@ def test_every_command_runs_in_the_order_of_the_text(workshop: Path):
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1]
     assert (workshop / "runs" / "mine" / "evaluation" / "evaluation.json").is_file()
     assert sorted(path.name for path in (workshop / "segmentations").glob("*_seg.nii.gz")) == [
-        f"case_{number}_seg.nii.gz" for number in range(4)
+        f"case_{number}_seg.nii.gz" for number in range(6)
     ]
 
 

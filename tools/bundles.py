@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -65,7 +66,14 @@ def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object]) ->
         config_files: merged in order; the bundle's own file first.
         overrides: keys and values of the command line.
     """
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(path) for path in config_files])]
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        json.dumps([str(path) for path in config_files]),
+    ]
     command += [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
     logger.info("%s", shlex.join(["python", *command[1:]]))
     # MONAI warns at each start that configs are code; these are the repository's own

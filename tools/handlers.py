@@ -137,6 +137,7 @@ class TrainingRecord:
     def _note_iteration(self, engine: Engine) -> None:
         loss = float(from_engine("loss", first=True)(engine.state.output))
         if not math.isfinite(loss):
+            self._close_bar()  # it would be drawn again below the message
             raise DivergedTrainingError(
                 f"epoch {engine.state.epoch}, step {engine.state.iteration}",
                 f"a loss of {loss}",
@@ -167,10 +168,13 @@ class TrainingRecord:
             with_best = f"best {self.best['dice']:.4f} in epoch {self.best['epoch']:.0f}" if self.best else ""
             logger.info("epoch %d: Dice %.4f (%s); %s", entry["epoch"], entry["dice"], classes, with_best)
 
-    def _report(self, engine: Engine) -> None:
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _report(self, engine: Engine) -> None:
+        self._close_bar()
         if not is_main_process():
             return
         plot_learning_curve(self.epochs, self.output_dir / "learning_curve.png")

@@ -46,7 +46,12 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
         CheckpointError: if a weight does not fit into half precision.
         FailedScansError: if the evaluation fails.
     """
-    root, card_path, checkpoint, recipe = locate_bundle(bundle), locate_card(card), Path(checkpoint), Path(recipe).resolve()
+    root, card_path, checkpoint, recipe = (
+        locate_bundle(bundle),
+        locate_card(card),
+        Path(checkpoint),
+        Path(recipe).resolve(),
+    )
     record_path = checkpoint.with_name("training.json")
     for path in (checkpoint, recipe, record_path):
         if not path.is_file():
@@ -161,8 +166,8 @@ def _describe(
             "    python -m monai.bundle run --dataset_dir FOLDER \\",
             f"        --config_file \"['configs/inference.yaml','models/{weights.stem}.yaml']\"",
             "",
-            "For research; not a medical device. The network has only seen data of this kind: anything else needs a test",
-            "on labelled cases first.",
+            "For research; not a medical device. The network has only seen data of this kind: anything else needs a",
+            "test on labelled cases first.",
             "",
         ]
     )

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from tools.checks import check_command_line, check_device
+from tools.checks import check_command_line, check_device, check_shares
 from tools.errors import ConfigValueError, UnknownOverrideError
 
 PROGRAM = f"{monai.bundle.__path__[0]}/__main__.py"
@@ -182,3 +182,10 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(assert_readab
     with pytest.raises(ConfigValueError) as caught:
         check_device(device)
     assert_readable(caught.value, "--device", device, "cpu")
+
+
+def test_every_process_needs_a_case_of_each_section(assert_readable):
+    check_shares(num_training=2, num_validation=2, num_processes=2)
+    with pytest.raises(ConfigValueError) as caught:
+        check_shares(num_training=4, num_validation=1, num_processes=2)
+    assert_readable(caught.value, "--nproc_per_node", "1 validation", "at most 1")

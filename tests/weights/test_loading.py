@@ -74,7 +74,9 @@ def test_a_checkpoint_with_an_extra_head_is_refused(path):
 
 
 def test_a_foreign_network_is_refused(path):
-    with pytest.raises(CheckpointError, match=r"0 of \d+ tensors that fit, \d+ missing \(.*\), 9 unknown \(0\.weight\)"):
+    with pytest.raises(
+        CheckpointError, match=r"0 of \d+ tensors that fit, \d+ missing \(.*\), 9 unknown \(0\.weight\)"
+    ):
         load(make_unetr(), path)
 
 

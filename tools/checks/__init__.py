@@ -4,7 +4,15 @@
 from __future__ import annotations
 
 from tools.checks.pairs import check_dataset, check_pair
-from tools.checks.settings import check_command_line, check_device
+from tools.checks.settings import check_command_line, check_device, check_shares
 from tools.checks.volumes import check_scan, read_header
 
-__all__ = ["check_command_line", "check_dataset", "check_device", "check_pair", "check_scan", "read_header"]
+__all__ = [
+    "check_command_line",
+    "check_dataset",
+    "check_device",
+    "check_pair",
+    "check_scan",
+    "check_shares",
+    "read_header",
+]

@@ -30,6 +30,18 @@ def check_device(device: str | torch.device) -> None:
         raise ConfigValueError("--device", f"{str(device)!r}", "a device of this machine", f"give {usable}") from error
 
 
+def check_shares(num_training: int, num_validation: int, num_processes: int) -> None:
+    """Raise `ConfigValueError` if a process of a distributed run would have no case to train or to validate on."""
+    for section, count in (("training", num_training), ("validation", num_validation)):
+        if count < num_processes:
+            raise ConfigValueError(
+                "--nproc_per_node",
+                f"{num_processes} processes for {count} {section} cases",
+                "at least one case for each process",
+                f"start at most {count} processes",
+            )
+
+
 def check_command_line(argv: Sequence[str] | None = None) -> None:
     """Raise if an override of `python -m monai.bundle run` (or `run_workflow`) names a key that no config file has.
 

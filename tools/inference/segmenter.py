@@ -110,13 +110,13 @@ class ScanSegmenter:
         names = name_results(self.scans)
         self._protect_scans(names)
         report = self._begin_report()
-        failures: dict[str, Exception] = {}
+        failures: dict[str, str] = {}
         with logging_redirect_tqdm(), tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True) as bar:
             for name, scan in zip(names, self.scans, strict=True):
                 bar.set_description(name)
-                fingerprint = _fingerprint(scan["image"])
+                source = _fingerprint(scan["image"])
                 done = report["scans"].get(name, {})
-                if not self.overwrite and done.get("source") == fingerprint and self.writer.locate(name).is_file():
+                if not self.overwrite and done.get("source") == source and self.writer.locate(name).is_file():
                     logger.info("%s: done already, skipped (--overwrite true would segment it again)", name)
                     bar.update()
                     continue
@@ -124,18 +124,19 @@ class ScanSegmenter:
                     entry = self._segment(name, scan["image"])
                     logger.info("%s: %.1f s, in %s", name, sum(entry["seconds"].values()), self.writer.locate(name))
                 except Exception as error:
-                    # one bad scan must not cost the others theirs; it is counted, told and ends the run with status 1
-                    failures[name] = error
-                    entry = {"state": "failed", "reason": _explain(error)}
-                    logger.error("%s: %s", name, entry["reason"], exc_info=None if find_cause(error) else error)
-                report["scans"][name] = {**entry, "source": fingerprint}
-                self._write_report(report)
+                    # one bad scan must not cost the others theirs; it is counted, told and ends the run with status 1.
+                    # Only the reason is kept: the error would hold the volumes of the scan in its traceback
+                    failures[name] = _explain(error)
+                    entry = {"state": "failed", "reason": failures[name]}
+                    if len(self.scans) == 1:
+                        self._note(report, name, entry | {"source": source})
+                        raise
+                    logger.error("%s: %s", name, failures[name], exc_info=None if find_cause(error) else error)
+                self._note(report, name, entry | {"source": source})
                 bar.update()
         self._log_summary(report, names)
-        if failures and len(self.scans) == 1:
-            raise next(iter(failures.values()))
         if failures:
-            first, reason = next((name, _explain(error)) for name, error in failures.items())
+            first, reason = next(iter(failures.items()))
             raise FailedScansError(
                 self.output_dir / "run.json",
                 f"{len(failures)} of {len(self.scans)} scans that failed, first {first} ({reason})",
@@ -223,7 +224,8 @@ class ScanSegmenter:
         }
         return report | {"scans": _read_previous_scans(self.output_dir / "run.json", report)}
 
-    def _write_report(self, report: Mapping[str, Any]) -> None:
+    def _note(self, report: dict[str, Any], name: str, entry: Mapping[str, Any]) -> None:
+        report["scans"][name] = entry
         write_json(self.output_dir / "run.json", report)
         volumes = {name: scan["volumes_ml"] for name, scan in report["scans"].items() if scan["state"] == "done"}
         write_volume_table(volumes, self.output_dir / "volumes.csv")

@@ -138,7 +138,12 @@ def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:
 
 
 def _draw_plane(
-    sheet: _Sheet, case: Case, plane: Plane, corner: tuple[int, int], shape: tuple[int, int], window: tuple[float, float]
+    sheet: _Sheet,
+    case: Case,
+    plane: Plane,
+    corner: tuple[int, int],
+    shape: tuple[int, int],
+    window: tuple[float, float],
 ) -> None:
     (x, y), (rows, columns) = corner, shape
     index = case.slices[plane.axis]

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    SaveImaged,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+from torch import nn
+
+from tools.errors import CheckpointError, ConfigValueError, FailedScansError, UnreadableScanError, find_cause
+from tools.inference import SaveSegmentationd, ScanSegmenter
+from tools.transforms import FillNonFinited
+
+LABELS = ["background", "ball", "hole", "edge"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """An untrained network that sees all four classes in a phantom."""
+    torch.manual_seed(4)
+    network = nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1), nn.InstanceNorm3d(6), nn.ReLU(), nn.Conv3d(6, 4, 3, padding=1)
+    )
+    return network.eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def make_preprocessing() -> Compose:
+    return Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            FillNonFinited("image"),
+            Orientationd("image", "RAS", labels=None),
+            Spacingd("image", (1.5, 1.5, 2.0), mode="bilinear", dtype=torch.float32),
+            ScaleIntensityRanged("image", -500, 400, 0, 1, clip=True),
+        ]
+    )
+
+
+def make_postprocessing(preprocessing: Compose, writer: SaveImaged) -> Compose:
+    invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)
+    return Compose([invert, AsDiscreted("pred", argmax=True), writer])
+
+
+def make_inferer() -> SlidingWindowInferer:
+    return SlidingWindowInferer((16, 16, 16), sw_batch_size=2, overlap=0.5, mode="gaussian")
+
+
+@pytest.fixture
+def make_segmenter(tmp_path, network, checkpoint):
+    def make(
+        *scans: Path, network: nn.Module = network, output_dir: Path = tmp_path / "out", **settings
+    ) -> ScanSegmenter:
+        preprocessing = make_preprocessing()
+        return ScanSegmenter(
+            dataset=Dataset([{"image": str(scan)} for scan in scans], preprocessing),
+            network=network,
+            inferer=make_inferer(),
+            postprocessing=make_postprocessing(preprocessing, SaveSegmentationd("pred", output_dir, LABELS)),
+            labels=LABELS,
+            output_dir=output_dir,
+            **{"checkpoint": checkpoint, "preview": False, **settings},
+        )
+
+    return make
+
+
+def read_report(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def truncate(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def run_stock_chain(scan: Path, network: nn.Module, folder: Path) -> nib.Nifti1Image:
+    preprocessing = make_preprocessing()
+    writer = SaveImaged("pred", output_dir=folder, output_postfix="stock", separate_folder=False, print_log=False)
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([{"image": str(scan)}], preprocessing), batch_size=1),
+        network=network,
+        inferer=make_inferer(),
+        postprocessing=make_postprocessing(preprocessing, writer),
+    ).run()
+    return nib.load(folder / f"{scan.name.removesuffix('.nii.gz')}_stock.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "phantom",
+    [
+        {"grid": "RAS"},
+        {"grid": "LPI", "dtype": np.float32},
+        {"grid": "oblique", "shape": (30, 12, 26)},
+        {"grid": "oblique", "shape": (30, 12, 26, 1), "codes": (0, 1)},
+        {"grid": "LPI", "slope_inter": (0.5, -100), "units": ("mm", "msec")},
+    ],
+    ids=["RAS", "LPI", "oblique", "oblique with a fourth axis", "LPI with slope"],
+)
+def test_the_result_is_that_of_the_stock_chain_voxel_for_voxel(
+    write_phantom, make_segmenter, network, tmp_path, phantom
+):
+    path = write_phantom(**phantom)
+    make_segmenter(path).run()
+    scan, result = nib.load(path), nib.load(tmp_path / "out" / "scan_seg.nii.gz")
+    stock = run_stock_chain(path, network, tmp_path / "stock")
+
+    labels = np.asanyarray(result.dataobj)
+    assert np.array_equal(labels.reshape(labels.shape[:3]), np.asanyarray(stock.dataobj))
+    counts = np.bincount(labels.ravel(), minlength=4)
+    assert np.count_nonzero(counts > 20) >= 3, f"a phantom that tells nothing: {counts}"
+
+    assert result.shape == scan.shape
+    assert np.array_equal(result.affine, scan.affine)
+    for field in ("qform_code", "sform_code", "xyzt_units"):
+        assert result.header[field] == scan.header[field], field
+    assert result.get_data_dtype() == np.uint8
+
+
+def test_the_report_has_versions_weights_settings_and_the_seconds_of_each_stage(
+    write_phantom, make_segmenter, tmp_path
+):
+    segmenter = make_segmenter(write_phantom(), preview=True, settings={"roi_size": (16, 16, 16), "overlap": 0.5})
+    segmenter.run()
+    report = read_report(tmp_path / "out")
+    assert report["versions"]["torch"] == torch.__version__
+    assert len(report["weights"]["sha256"]) == 64
+    assert report["labels"] == {"0": "background", "1": "ball", "2": "hole", "3": "edge"}
+    assert report["settings"] == {"roi_size": [16, 16, 16], "overlap": 0.5}
+    scan = report["scans"]["scan"]
+    assert (scan["state"], scan["segmentation"]) == ("done", "scan_seg.nii.gz")
+    assert list(scan["seconds"]) == ["read", "prepare", "network", "labels", "write", "report"]
+
+    voxels = np.asanyarray(nib.load(tmp_path / "out" / "scan_seg.nii.gz").dataobj)
+    assert scan["volumes_ml"]["ball"] == pytest.approx((voxels == 1).sum() * 1.5 * 1.5 * 2 / 1000, abs=1e-3)
+    with (tmp_path / "out" / "volumes.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row == {"scan": "scan", **{f"{name}_ml": f"{ml:.3f}" for name, ml in scan["volumes_ml"].items()}}
+    names = ["run.json", "scan_seg.nii.gz", "scan_seg.png", "volumes.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_a_bad_scan_does_not_cost_the_others_theirs(write_phantom, make_segmenter, tmp_path, caplog):
+    scans = [write_phantom(f"in/{name}.nii.gz", seed=seed) for seed, name in enumerate("abc")]
+    truncate(scans[1])
+    with pytest.raises(FailedScansError) as caught:
+        make_segmenter(*scans).run()
+    assert "found 1 of 3 scans that failed, first b (" in str(caught.value)
+    report = read_report(tmp_path / "out")
+    assert [report["scans"][name]["state"] for name in "abc"] == ["done", "failed", "done"]
+    assert "the file ends early" in report["scans"]["b"]["reason"]
+    assert str(scans[1]) in report["scans"]["b"]["reason"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a_seg.nii.gz", "c_seg.nii.gz", "run.json", "volumes.csv"]
+    assert "Traceback" not in caplog.text
+    assert len((tmp_path / "out" / "volumes.csv").read_text().splitlines()) == 3
+
+
+def test_a_defect_is_logged_with_its_traceback_and_the_others_are_done(write_phantom, make_segmenter, tmp_path, caplog):
+    class Broken(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.calls = inner, 0
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 1:
+                raise AssertionError
+            return self.inner(image)
+
+    scans = [write_phantom(f"in/{name}.nii.gz") for name in "ab"]
+    segmenter = make_segmenter(*scans)
+    segmenter.network = Broken(segmenter.network)
+    with pytest.raises(FailedScansError, match="first a \\(AssertionError\\)"):
+        segmenter.run()
+    assert "Traceback" in caplog.text
+    assert read_report(tmp_path / "out")["scans"]["b"]["state"] == "done"
+
+
+def test_mending_the_bad_scan_and_running_again_does_only_that_one(write_phantom, make_segmenter, tmp_path):
+    scans = [write_phantom(f"in/{name}.nii.gz") for name in "ab"]
+    truncate(scans[0])
+    with pytest.raises(FailedScansError):
+        make_segmenter(*scans).run()
+    before = (tmp_path / "out" / "b_seg.nii.gz").stat().st_mtime_ns
+    write_phantom("in/a.nii.gz")
+    make_segmenter(*scans).run()
+    assert (tmp_path / "out" / "a_seg.nii.gz").is_file()
+    assert (tmp_path / "out" / "b_seg.nii.gz").stat().st_mtime_ns == before
+    assert {scan["state"] for scan in read_report(tmp_path / "out")["scans"].values()} == {"done"}
+
+
+def test_a_single_bad_scan_raises_its_own_error(write_phantom, make_segmenter, tmp_path):
+    path = truncate(write_phantom())
+    with pytest.raises(UnreadableScanError, match="the file ends early"):
+        make_segmenter(path).run()
+    assert read_report(tmp_path / "out")["scans"]["scan"]["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"<html></html>", "no gzip data"),
+        (gzip.compress(b"<html></html>" * 99), "no NIfTI header"),
+    ],
+)
+def test_a_file_that_is_no_scan_is_refused_before_it_is_read(tmp_path, make_segmenter, content, reason):
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableScanError, match=reason):
+        make_segmenter(path).run()
+
+
+def test_a_scan_that_is_gone_is_told_by_name(write_phantom, make_segmenter, tmp_path):
+    scan = write_phantom("in/there.nii.gz")
+    with pytest.raises(FailedScansError, match="first gone"):
+        make_segmenter(tmp_path / "in" / "gone.nii.gz", scan).run()
+    assert (tmp_path / "out" / "there_seg.nii.gz").is_file()
+
+
+def test_a_reader_that_fails_on_a_sound_file_is_told_as_such(write_phantom, make_segmenter):
+    segmenter = make_segmenter(write_phantom())
+    segmenter.preprocessing.transforms[0]._loader.readers.clear()
+    with pytest.raises(UnreadableScanError, match=r"scan\.nii\.gz: found data that cannot be read \(.*reader"):
+        segmenter.run()
+
+
+def test_a_scan_without_any_number_is_refused_with_monai_s_wrapper_around(write_phantom, make_segmenter, tmp_path):
+    image = nib.load(write_phantom(dtype=np.float32))
+    nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), tmp_path / "scan.nii.gz")
+    with pytest.raises(Exception, match="applying transform|NaN") as caught:
+        make_segmenter(tmp_path / "scan.nii.gz").run()
+    assert isinstance(find_cause(caught.value), UnreadableScanError)
+    assert "NaN" in read_report(tmp_path / "out")["scans"]["scan"]["reason"]
+
+
+@pytest.fixture
+def finished(write_phantom, make_segmenter, tmp_path):
+    """Two scans that are done, and a function that tells which files were written since."""
+    scans = [write_phantom(f"in/{name}.nii.gz", seed=seed) for seed, name in enumerate("ab")]
+    make_segmenter(*scans, settings={"overlap": 0.5, "roi_size": (16, 16, 16)}).run()
+    results = [tmp_path / "out" / f"{name}_seg.nii.gz" for name in "ab"]
+    times = [path.stat().st_mtime_ns for path in results]
+
+    def list_rewritten() -> list[str]:
+        return [path.name[0] for path, time in zip(results, times, strict=True) if path.stat().st_mtime_ns != time]
+
+    return scans, {"overlap": 0.5, "roi_size": (16, 16, 16)}, list_rewritten
+
+
+def test_what_is_done_is_skipped(finished, make_segmenter, caplog):
+    scans, settings, list_rewritten = finished
+    with caplog.at_level(logging.INFO):
+        make_segmenter(*scans, settings=settings).run()
+    assert list_rewritten() == []
+    assert caplog.text.count("done already, skipped") == 2
+    assert "2 of 2 scans segmented" in caplog.text
+
+
+def test_overwrite_segments_again(finished, make_segmenter):
+    scans, settings, list_rewritten = finished
+    make_segmenter(*scans, settings=settings, overwrite=True).run()
+    assert list_rewritten() == ["a", "b"]
+
+
+def test_other_weights_segment_again(finished, make_segmenter, checkpoint):
+    scans, settings, list_rewritten = finished
+    state = torch.load(checkpoint, weights_only=True)
+    state["0.bias"] += 1
+    torch.save(state, checkpoint)
+    make_segmenter(*scans, settings=settings).run()
+    assert list_rewritten() == ["a", "b"]
+
+
+@pytest.mark.parametrize("change", [{"settings": {"overlap": 0.25, "roi_size": (16, 16, 16)}}, {"amp": True}])
+def test_other_settings_segment_again(finished, make_segmenter, change):
+    scans, settings, list_rewritten = finished
+    make_segmenter(*scans, **{"settings": settings, **change}).run()
+    assert list_rewritten() == ["a", "b"]
+
+
+def test_a_scan_that_changed_is_segmented_again(finished, make_segmenter, write_phantom):
+    scans, settings, list_rewritten = finished
+    write_phantom("in/b.nii.gz", seed=5)
+    make_segmenter(*scans, settings=settings).run()
+    assert list_rewritten() == ["b"]
+
+
+def test_a_result_that_was_removed_is_made_again(finished, make_segmenter, tmp_path):
+    scans, settings, list_rewritten = finished
+    (tmp_path / "out" / "a_seg.nii.gz").unlink()
+    make_segmenter(*scans, settings=settings).run()
+    assert list_rewritten() == ["a"]
+
+
+def test_the_report_keeps_the_scans_of_earlier_runs(finished, make_segmenter, write_phantom, tmp_path):
+    _, settings, _ = finished
+    make_segmenter(write_phantom("in/c.nii.gz"), settings=settings).run()
+    assert list(read_report(tmp_path / "out")["scans"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "{}", '{"weights": 3}', '{"scans": []}', "\xff"])
+def test_a_foreign_report_is_replaced(finished, make_segmenter, tmp_path, caplog, content):
+    scans, settings, list_rewritten = finished
+    (tmp_path / "out" / "run.json").write_bytes(content.encode("latin-1"))
+    make_segmenter(*scans, settings=settings).run()
+    assert list_rewritten() == ["a", "b"]
+    assert "is not a report of an earlier run" in caplog.text
+
+
+def test_a_write_that_fails_leaves_no_file(write_phantom, make_segmenter, tmp_path, monkeypatch):
+    scans = [write_phantom(f"in/{name}.nii.gz") for name in "ab"]
+    save, calls = nib.save, []
+
+    def fail_once(image: nib.Nifti1Image, path: Path) -> None:
+        calls.append(path)
+        save(image, path)
+        if len(calls) == 1:
+            truncate(path)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", fail_once)
+    with pytest.raises(FailedScansError, match="No space left|applying transform"):
+        make_segmenter(*scans).run()
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["b_seg.nii.gz", "run.json", "volumes.csv"]
+
+
+def test_weights_that_give_no_numbers_are_refused(write_phantom, make_segmenter, network, tmp_path):
+    class Diverged(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return network(image) * math.nan
+
+    with pytest.raises(CheckpointError, match=r"weights\.pt: found logits that are not finite for scan\.nii\.gz"):
+        make_segmenter(write_phantom(), network=Diverged()).run()
+    assert not (tmp_path / "out" / "scan_seg.nii.gz").exists()
+
+
+def test_scans_of_the_same_name_are_both_written(write_phantom, make_segmenter, tmp_path):
+    scans = [write_phantom(f"{folder}/ct.nii.gz", seed=seed) for seed, folder in enumerate("ab")]
+    make_segmenter(*scans).run()
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_ct_seg.nii.gz", "b_ct_seg.nii.gz"]
+    first, second = (np.asanyarray(nib.load(path).dataobj) for path in sorted((tmp_path / "out").glob("*.nii.gz")))
+    assert not np.array_equal(first, second)
+
+
+def test_a_result_never_replaces_a_scan(write_phantom, make_segmenter, tmp_path):
+    scans = [write_phantom("in/x.nii.gz"), write_phantom("in/x_seg.nii.gz")]
+    before = scans[1].read_bytes()
+    with pytest.raises(ConfigValueError, match=r"--output_dir: found .*x_seg\.nii\.gz, both a scan"):
+        make_segmenter(*scans, output_dir=tmp_path / "in").run()
+    assert scans[1].read_bytes() == before
+
+
+def test_the_home_folder_in_the_path_of_the_weights_is_understood(write_phantom, make_segmenter, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_segmenter(write_phantom(), checkpoint="~/weights.pt").run()
+    assert read_report(tmp_path / "out")["weights"]["file"] == str(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("steps", [[], [SaveImaged("pred")]])
+def test_postprocessing_without_our_writer_is_refused(make_segmenter, checkpoint, network, tmp_path, steps):
+    with pytest.raises(ConfigValueError, match="SaveSegmentationd"):
+        ScanSegmenter(
+            Dataset([], make_preprocessing()), network, make_inferer(), Compose(steps), LABELS, tmp_path, checkpoint
+        )

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
+from monai.losses import DiceCELoss
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
+from torch import nn
+
+from tools.errors import CheckpointError, DivergedTrainingError
+from tools.handlers import DiceReport, EpochSeed, TrainingCheckpoint, TrainingRecord, describe_hardware
+from tools.weights import read_checkpoint, read_state_dict
+
+LABELS = ["background", "ball", "shell"]
+
+
+class Interruption(BaseException):
+    """Stands for the end of a process: nothing catches it."""
+
+
+def make_data(count: int = 4) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.randint(0, 3, (1, 4, 4, 4), generator=generator).repeat_interleave(2, 1) for _ in range(count)]
+    return [
+        {"image": label + 0.3 * torch.randn(label.shape, generator=generator), "label": label.float()}
+        for label in labels
+    ]
+
+
+class Training:
+    """A tiny training run made of new objects, as each process makes its own."""
+
+    def __init__(self, folder: Path, resume: bool = False, epochs: int = 4, seed: int = 7, **changes) -> None:
+        torch.manual_seed(99 if resume else 1)  # what resuming does not restore shall show
+        self.network = nn.Sequential(
+            nn.Conv3d(1, changes.get("width", 4), 3, padding=1),
+            nn.Dropout(0.2),
+            nn.Conv3d(changes.get("width", 4), 3, 1),
+        )
+        transform = Compose(
+            [RandFlipd(["image", "label"], prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.5, std=0.5)]
+        )
+        dataset = CacheDataset(make_data(), transform, progress=False)
+        loader = DataLoader(dataset, batch_size=2, shuffle=True)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.02)
+        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * len(loader))
+        self.validator = SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=DataLoader(Dataset(make_data(2)), batch_size=1),
+            network=self.network,
+            postprocessing=AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=3),
+            key_val_metric={
+                "mean_dice": MeanDice(include_background=False, output_transform=from_engine(["pred", "label"]))
+            },
+        )
+        self.record = TrainingRecord(folder, LABELS, optimizer, self.validator, seed)
+        self.trainer = SupervisedTrainer(
+            device="cpu",
+            max_epochs=epochs,
+            train_data_loader=loader,
+            network=self.network,
+            optimizer=optimizer,
+            loss_function=changes.get("loss") or DiceCELoss(to_onehot_y=True, softmax=True),
+            train_handlers=[
+                EpochSeed(seed, dataset),
+                LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+                ValidationHandler(interval=changes.get("val_interval", 2), validator=self.validator),
+                TrainingCheckpoint(
+                    folder,
+                    self.network,
+                    optimizer,
+                    scheduler,
+                    self.record,
+                    seed,
+                    interval=changes.get("interval", 1),
+                    resume=resume,
+                ),
+            ],
+        )
+
+    def run(self) -> Training:
+        self.trainer.run()
+        return self
+
+    def run_until(self, epoch: int) -> None:
+        """Break off in the first step of `epoch`."""
+
+        def interrupt(engine: Engine) -> None:
+            if engine.state.epoch == epoch:
+                raise Interruption
+
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, interrupt)
+        with pytest.raises(Interruption):
+            self.trainer.run()
+
+
+def collect_crops(num_workers: int, seed: int = 3, first_epoch: int = 1, draws: int = 0) -> dict[int, torch.Tensor]:
+    """Return the crops of the epochs `first_epoch` to 3 of a run that starts there, after `draws` random numbers."""
+    data = [{"image": torch.arange(512.0).reshape(1, 8, 8, 8) + 1000 * case} for case in range(3)]
+    dataset = Dataset(data, RandSpatialCropd("image", (2, 2, 2), random_size=False))
+    crops: dict[int, list[torch.Tensor]] = {}
+    engine = Engine(lambda engine, batch: crops.setdefault(engine.state.epoch, []).append(torch.Tensor(batch["image"])))
+    EpochSeed(seed, dataset).attach(engine)
+
+    @engine.on(Events.STARTED)
+    def skip(engine: Engine) -> None:
+        engine.state.epoch, engine.state.iteration = first_epoch - 1, 3 * (first_epoch - 1)
+        torch.rand(draws)
+        np.random.rand(draws)
+
+    engine.run(DataLoader(dataset, batch_size=1, shuffle=True, num_workers=num_workers), max_epochs=3)
+    return {epoch: torch.stack(batches) for epoch, batches in crops.items()}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_epoch_draws_the_same_crops_whatever_happened_before(num_workers):
+    whole = collect_crops(num_workers)
+    resumed = collect_crops(num_workers, first_epoch=2, draws=5)
+    assert list(resumed) == [2, 3]
+    assert all(torch.equal(resumed[epoch], whole[epoch]) for epoch in resumed)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_another_epoch_and_another_seed_draw_other_crops(num_workers):
+    crops = collect_crops(num_workers)
+    assert not torch.equal(crops[1], crops[2])
+    assert not torch.equal(crops[2], crops[3])
+    assert not torch.equal(crops[1], collect_crops(num_workers, seed=4)[1])
+
+
+def test_another_rank_draws_other_crops(monkeypatch):
+    crops = collect_crops(0)
+    monkeypatch.setenv("RANK", "1")
+    assert not torch.equal(crops[1], collect_crops(0)[1])
+
+
+def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path):
+    unbroken = Training(tmp_path / "unbroken").run()
+    Training(tmp_path / "broken").run_until(3)
+    resumed = Training(tmp_path / "broken", resume=True).run()
+
+    assert resumed.trainer.state.epoch == 4
+    assert resumed.trainer.state.iteration == unbroken.trainer.state.iteration == 8
+    for name, value in unbroken.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=1e-6)
+    for found, expected in zip(resumed.record.epochs, unbroken.record.epochs, strict=True):
+        for key in expected.keys() - {"seconds"}:
+            assert found[key] == pytest.approx(expected[key], abs=1e-6, nan_ok=True), key
+    last = [read_checkpoint(tmp_path / name / "last.pt") for name in ("unbroken", "broken")]
+    assert last[0]["lr_scheduler"] == last[1]["lr_scheduler"]
+    assert last[0]["best_metric"] == pytest.approx(last[1]["best_metric"], abs=1e-6)
+
+
+def test_the_two_epochs_after_a_new_start_differ_so_that_resuming_is_what_makes_them_equal(tmp_path):
+    unbroken = Training(tmp_path / "unbroken").run()
+    other = Training(tmp_path / "other", seed=8).run()
+    assert unbroken.record.epochs[-1]["loss"] != pytest.approx(other.record.epochs[-1]["loss"], abs=1e-6)
+
+
+def test_a_checkpoint_holds_only_data_and_the_whole_state(tmp_path):
+    training = Training(tmp_path, epochs=2).run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert {"model", "optimizer", "lr_scheduler", "scaler", "record", "random_state"} < state.keys()
+    assert (state["epoch"], state["max_epochs"], state["iteration"]) == (2, 2, 4)
+    assert state["random_state"] == {"seed": 7}
+    assert state["record"] == training.record.epochs
+    assert read_state_dict(tmp_path / "last.pt").keys() == training.network.state_dict().keys()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".pt") == ["best.pt", "last.pt"]
+
+
+def test_a_finished_run_that_is_resumed_trains_no_more(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    weights = read_state_dict(tmp_path / "last.pt")
+    again = Training(tmp_path, epochs=2, resume=True).run()
+    assert len(again.record.epochs) == 2
+    assert all(torch.equal(value, weights[name]) for name, value in again.network.state_dict().items())
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 4
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        training = Training(tmp_path, resume=True, epochs=1).run()
+    assert "training starts from the beginning" in caplog.text
+    assert len(training.record.epochs) == 1
+
+
+def test_an_earlier_run_in_the_folder_is_told_before_it_is_replaced(tmp_path, caplog):
+    Training(tmp_path, epochs=1).run()
+    Training(tmp_path, epochs=1).run()
+    assert "is of an earlier run and will be replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [({"seed": 8}, "was trained with seed 7, now 8"), ({"epochs": 3}, "was planned for 2 epochs, now 3")],
+)
+def test_what_makes_a_resumed_run_differ_is_told(tmp_path, caplog, changes, warning):
+    Training(tmp_path, epochs=2).run_until(2)
+    Training(tmp_path, **{"epochs": 2, "resume": True, **changes}).run()
+    assert warning in caplog.text
+
+
+def test_the_checkpoint_of_another_network_cannot_be_resumed(tmp_path):
+    Training(tmp_path, epochs=2).run_until(2)
+    with pytest.raises(CheckpointError, match=r"last\.pt: found 1 of 4 tensors that fit"):
+        Training(tmp_path, epochs=2, resume=True, width=5).run()
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path):
+    torch.save({"model": Training(tmp_path).network.state_dict()}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt: found no optimizer, .*--resume false"):
+        Training(tmp_path, resume=True).run()
+
+
+class ScriptedValidator(Engine):
+    """Reaches the given Dice, one after the other."""
+
+    def __init__(self, dice: list[float]) -> None:
+        super().__init__(lambda engine, batch: None)
+        self.dice = iter(dice)
+        self.state.key_metric_name = "mean_dice"
+
+    def validate(self, _: Engine) -> None:
+        dice = next(self.dice)
+        self.state.metrics = {"mean_dice": dice}
+        self.state.metric_details = {"mean_dice": torch.tensor([[dice, math.nan], [dice, 0.5]])}
+        self.run([0])
+
+
+def script_training(folder: Path, dice: list[float], interval: int = 1) -> TrainingRecord:
+    """Run epochs that validate to `dice`, in which the only weight is the number of the epoch."""
+    network = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    validator = ScriptedValidator(dice)
+    record = TrainingRecord(folder, LABELS, optimizer, validator, seed=0)
+
+    def step(engine: Engine, _: int) -> list[dict[str, float]]:
+        nn.init.constant_(network.weight, engine.state.epoch)
+        return [{"loss": 1 / engine.state.iteration}]
+
+    trainer = Engine(step)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validator.validate)
+    TrainingCheckpoint(folder, network, optimizer, scheduler, record, 0, interval).attach(trainer)
+    trainer.run([0, 1], max_epochs=len(dice))
+    return record
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path):
+    record = script_training(tmp_path, [0.2, 0.6, 0.4, 0.6])
+    assert record.best is not None
+    assert record.best["epoch"] == 2
+    best, last = (read_checkpoint(tmp_path / name) for name in ("best.pt", "last.pt"))
+    assert (best["epoch"], best["model"]["weight"].item(), best["best_metric"]) == (2, 2, 0.6)
+    assert (last["epoch"], last["model"]["weight"].item(), last["best_metric"]) == (4, 4, 0.6)
+
+
+def test_the_last_checkpoint_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("tools.handlers.save_checkpoint", lambda state, path: saved.append((path.name, state["epoch"])))
+    script_training(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.6], interval=2)
+    assert saved == [("best.pt", 1), ("last.pt", 2), ("last.pt", 4), ("best.pt", 5), ("last.pt", 5)]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    script_training(tmp_path, [0.5])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_holds_every_epoch_and_a_curve_is_drawn(tmp_path):
+    script_training(tmp_path, [0.2, 0.6, 0.4])
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2, 3]
+    assert [epoch["loss"] for epoch in report["epochs"]] == pytest.approx(
+        [(1 + 1 / 2) / 2, (1 / 3 + 1 / 4) / 2, 11 / 60]
+    )
+    second = report["epochs"][1]
+    assert (second["dice"], second["dice/ball"], second["dice/shell"]) == pytest.approx((0.6, 0.6, 0.5))
+    assert report["best"] == second
+    assert (report["seed"], report["steps"], report["torch"]) == (0, 6, torch.__version__)
+    assert report["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in report["epochs"]))
+    assert (tmp_path / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_epochs_without_validation_have_no_dice(tmp_path):
+    training = Training(tmp_path, epochs=3, val_interval=2).run()
+    assert ["dice" in epoch for epoch in training.record.epochs] == [False, True, False]
+    assert read_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+
+
+def test_training_without_a_validator_is_recorded_and_has_no_best_checkpoint(tmp_path):
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    record = TrainingRecord(tmp_path, LABELS, optimizer)
+    trainer = Engine(lambda engine, batch: [{"loss": 0.5}])
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    TrainingCheckpoint(tmp_path, network, optimizer, scheduler, record, 0).attach(trainer)
+    trainer.run([0], max_epochs=2)
+    assert json.loads((tmp_path / "training.json").read_text())["best"] is None
+    assert (tmp_path / "last.pt").is_file()
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_loss_that_is_no_number_ends_training_and_is_not_saved(tmp_path):
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    calls = []
+
+    def diverge(prediction, label):
+        calls.append(1)
+        return loss(prediction, label) * (math.nan if len(calls) == 4 else 1)
+
+    with pytest.raises(DivergedTrainingError, match=r"^epoch 2, step 4: found a loss of nan, .*--learning_rate"):
+        Training(tmp_path, loss=diverge).run()
+    state = read_checkpoint(tmp_path / "last.pt")
+    assert state["epoch"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+class Recall(nn.Module):
+    """Segments perfectly: the image is the wanted label map."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(torch.as_tensor(image)[:, 0].long(), 3).movedim(-1, 1).float()
+
+
+def evaluate(folder: Path, cases: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict:
+    """Return the report on cases `{file: (segmentation, reference)}`."""
+    data = [
+        {"image": MetaTensor(found[None].float(), meta={"filename_or_obj": name}), "label": wanted[None]}
+        for name, (found, wanted) in cases.items()
+    ]
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(data), batch_size=1),
+        network=Recall(),
+        postprocessing=AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=3),
+        key_val_metric={
+            "mean_dice": MeanDice(include_background=False, output_transform=from_engine(["pred", "label"]))
+        },
+        val_handlers=[DiceReport(folder, LABELS, "models/model.pt")],
+    ).run()
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.fixture
+def full():
+    label = torch.zeros(4, 4, 4)
+    label[:2] = 1  # 32 voxels
+    label[2, :2] = 2  # 8 voxels
+    return label
+
+
+def test_dice_is_reported_per_case_and_class_without_background(tmp_path, full, caplog):
+    half = full.clone()
+    half[1] = 0  # Dice of the ball: 2 × 16 / (16 + 32)
+    with caplog.at_level("INFO"):
+        report = evaluate(tmp_path, {"data/a.nii.gz": (full, full), "data/b.nii.gz": (half, full)})
+    assert report["checkpoint"] == "model.pt"
+    assert report["per_case"]["a.nii.gz"] == {"ball": 1, "shell": 1}
+    assert report["per_case"]["b.nii.gz"] == pytest.approx({"ball": 2 / 3, "shell": 1})
+    assert report["per_class"] == pytest.approx({"ball": 5 / 6, "shell": 1})
+    assert report["mean"] == pytest.approx((1 + 5 / 6) / 2)
+    assert "a.nii.gz" in caplog.text
+    assert "over 2 cases" in caplog.text
+
+
+def test_a_class_that_a_reference_lacks_does_not_count(tmp_path, full):
+    ball_only = full.where(full == 1, torch.zeros(()))
+    half = ball_only.clone()
+    half[1] = 0
+    report = evaluate(tmp_path, {"a.nii.gz": (full, full), "b.nii.gz": (half, ball_only)})
+    assert report["per_case"]["b.nii.gz"]["shell"] is None
+    assert report["per_class"]["shell"] == 1
+    assert report["mean"] == pytest.approx((1 + 2 / 3) / 2)  # over volumes, each the mean of its own classes
+
+
+def test_a_class_that_no_reference_has_is_null(tmp_path, full):
+    ball_only = full.where(full == 1, torch.zeros(()))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Mean of empty slice")
+        report = evaluate(tmp_path, {"a.nii.gz": (ball_only, ball_only)})
+    assert report["per_class"] == {"ball": 1, "shell": None}
+    assert report["mean"] == 1
+
+
+def test_cases_of_the_same_name_are_told_apart(tmp_path, full):
+    report = evaluate(tmp_path, {"x/ct.nii.gz": (full, full), "y/ct.nii.gz": (torch.zeros_like(full), full)})
+    assert report["per_case"]["x/ct.nii.gz"]["ball"] == 1
+    assert report["per_case"]["y/ct.nii.gz"]["ball"] == 0
+
+
+def test_the_hardware_names_the_threads_in_use():
+    assert describe_hardware().endswith(f"{torch.get_num_threads()} threads")
