@@ -58,24 +58,21 @@ def test_an_error_survives_the_way_from_another_process():
 
 
 def test_the_cause_is_found_behind_wrappers():
-    cause = ToolsError("a", "b", "c", "d")
-    try:
-        try:
-            raise cause
-        except ToolsError as error:
-            raise RuntimeError("applying transform") from error
-    except RuntimeError as wrapper:
-        assert find_cause(wrapper) is cause
-    assert find_cause(cause) is cause
+    cause, wrapper, outer = ToolsError("a", "b", "c", "d"), RuntimeError("applying transform"), RuntimeError("failed")
+    wrapper.__cause__, outer.__context__ = cause, wrapper
+    assert find_cause(outer) is find_cause(cause) is cause
     assert find_cause(ValueError("x")) is None
 
 
 def test_a_cause_that_was_cut_off_is_not_found():
-    with pytest.raises(ValueError, match="x") as caught:
+    def fail() -> None:
         try:
             raise ToolsError("a", "b", "c", "d")
         except ToolsError:
             raise ValueError("x") from None
+
+    with pytest.raises(ValueError, match="x") as caught:
+        fail()
     assert find_cause(caught.value) is None
 
 

@@ -73,5 +73,5 @@ def test_a_reference_with_unknown_values_is_refused(write_labels, label):
 
 
 def test_a_missing_file_is_named(write_labels, label, tmp_path):
-    with pytest.raises(MissingFileError, match="none.nii.gz"):
+    with pytest.raises(MissingFileError, match=r"none\.nii\.gz"):
         measure_dice(write_labels("a.nii.gz", label), tmp_path / "none.nii.gz", LABELS)

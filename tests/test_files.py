@@ -34,9 +34,14 @@ def test_a_file_appears_whole_and_alone(tmp_path):
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), write_atomically(path) as temporary:
-        temporary.write_text("ne")
-        raise OSError("disk full")
+
+    def fail() -> None:
+        with write_atomically(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -258,7 +258,7 @@ def test_a_reader_that_fails_on_a_sound_file_is_told_as_such(write_phantom, make
 def test_a_scan_without_any_number_is_refused_with_monai_s_wrapper_around(write_phantom, make_segmenter, tmp_path):
     image = nib.load(write_phantom(dtype=np.float32))
     nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), tmp_path / "scan.nii.gz")
-    with pytest.raises(Exception, match="applying transform|NaN") as caught:
+    with pytest.raises(Exception, match="applying transform") as caught:
         make_segmenter(tmp_path / "scan.nii.gz").run()
     assert isinstance(find_cause(caught.value), UnreadableScanError)
     assert "NaN" in read_report(tmp_path / "out")["scans"]["scan"]["reason"]
@@ -350,7 +350,7 @@ def test_a_write_that_fails_leaves_no_file(write_phantom, make_segmenter, tmp_pa
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nib, "save", fail_once)
-    with pytest.raises(FailedScansError, match="No space left|applying transform"):
+    with pytest.raises(FailedScansError, match=r"first a \(OSError: \[Errno 28\] No space left on device\)"):
         make_segmenter(*scans).run()
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["b_seg.nii.gz", "run.json", "volumes.csv"]

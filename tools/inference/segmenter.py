@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -188,7 +189,7 @@ class ScanSegmenter:
             return self.preprocessing(data, end=self._num_readers)
         except Exception as error:
             check_scan(path)  # reads the file once more, and raises with what is wrong with it
-            reason = str(error.__cause__ or error).partition("\n")[0]
+            reason = _explain(error).partition("\n")[0]
             raise UnreadableScanError(
                 path, f"data that cannot be read ({reason})", "a sound NIfTI volume", "export it again from its source"
             ) from error
@@ -248,8 +249,13 @@ def _fingerprint(path: str) -> dict[str, Any]:
     }
 
 
-def _explain(error: Exception) -> str:
-    return str(find_cause(error) or error) or type(error).__name__
+def _explain(error: BaseException) -> str:
+    """Return the reason for people if there is one, else the exception that the others were wrapped around."""
+    if cause := find_cause(error):
+        return str(cause)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:

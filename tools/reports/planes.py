@@ -64,10 +64,11 @@ PLANES = (Plane("Axial", 2, 0, 1), Plane("Coronal", 1, 0, 2), Plane("Sagittal", 
 
 @dataclass(frozen=True)
 class Case:
-    """A scan and its segmentation, axes in RAS order, with what the picture says about them."""
+    """A scan and its segmentation, axes in RAS order, without empty borders, and what the picture says about them."""
 
     grey: np.ndarray  # (X, Y, Z)
     voxels: np.ndarray  # (X, Y, Z), integers
+    window: tuple[float, float]  # the grey values shown as black and as white
     spacing_mm: np.ndarray  # (3,)
     slices: tuple[int, int, int]  # one per axis
     position_mm: np.ndarray  # (3,), world coordinates of the voxel where the three planes meet
@@ -87,20 +88,27 @@ def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Cas
     scan = read_header(scan_path)
     segmentation, voxels = read_labels(segmentation_path, num_classes)
     _check_grid(scan, segmentation, scan_path, segmentation_path)
-    grey = read_voxels(scan_path, scan)
+    grey = read_voxels(scan_path, scan).reshape(scan.shape[:3])
     orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
-    grey, voxels = (nib.apply_orientation(array.reshape(scan.shape[:3]), orientation) for array in (grey, voxels))
-    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3]) * get_unit_mm(scan)
-    counts = [count_voxels_per_slice(voxels, num_classes, axis) for axis in range(3)]
-    slices = tuple(_pick_slice(count[:, 1:]) for count in counts)
+    grey, voxels = (nib.apply_orientation(array, orientation) for array in (grey, voxels))
+    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3])
+    affine[:3] *= get_unit_mm(scan)
+    window = _find_window(grey)
+    box = _find_content((grey > window[0]) | (voxels > 0))
+    grey, voxels = grey[box], voxels[box]
+    affine[:3, 3] += affine[:3, :3] @ [extent.start for extent in box]
+    per_axis = [count_voxels_per_slice(voxels, num_classes, axis) for axis in range(3)]
+    slices = [_pick_slice(counts[:, 1:]) for counts in per_axis]
+    counts = per_axis[0].sum(axis=0)
     return Case(
         grey=grey,
         voxels=voxels,
+        window=window,
         spacing_mm=np.linalg.norm(affine[:3, :3], axis=0),
-        slices=slices,
+        slices=(slices[0], slices[1], slices[2]),
         position_mm=affine[:3] @ [*slices, 1],
-        counts=counts[0].sum(axis=0),
-        volumes_ml=convert_to_ml(counts[0].sum(axis=0), segmentation),
+        counts=counts,
+        volumes_ml=convert_to_ml(counts, segmentation),
     )
 
 
@@ -115,6 +123,18 @@ def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path:
             f"the grid {wanted} of {scan_path}",
             "give the segmentation of this scan",
         )
+
+
+def _find_content(content: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around the true voxels and a margin of 4 % of each axis; the whole volume if there are none."""
+    if not content.any():
+        return (slice(0, None),) * 3
+    box = []
+    for axis, size in enumerate(content.shape):
+        used = np.flatnonzero(content.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = round(0.04 * size)
+        box.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
+    return tuple(box)
 
 
 def _pick_slice(counts: np.ndarray) -> int:
@@ -132,7 +152,7 @@ def _pick_slice(counts: np.ndarray) -> int:
     return int((counts[:, largest > 0] / largest[largest > 0]).sum(axis=1).argmax())
 
 
-def find_window(grey: np.ndarray) -> tuple[float, float]:
+def _find_window(grey: np.ndarray) -> tuple[float, float]:
     """Return the values shown as black and white: robust percentiles, without the padding around the patient."""
     step = max(1, round((grey.size / 2e6) ** (1 / 3)))  # two million voxels give the percentiles as well as all
     values = grey[::step, ::step, ::step].astype(np.float64)

@@ -11,19 +11,21 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from tools.datasets import name_case
 from tools.files import write_atomically
 from tools.reports.colours import pick_colour
-from tools.reports.planes import PLANES, Case, Plane, find_window, read_case, trace_outlines
+from tools.reports.planes import PLANES, Case, Plane, read_case, trace_outlines
 
 DPI = 150
 # lengths in pixels
-_PANEL, _MARGIN, _TITLE, _ROW, _MIN_WIDTH = 520, 36, 48, 30, 900
+_PANEL, _MARGIN, _BETWEEN, _TITLE, _ROW, _MIN_WIDTH = 520, 36, 72, 48, 30, 900
 _BACKGROUND, _TEXT, _DIM, _WARNING = "#0e0f11", "#e8e8e8", "#8f959c", "#ffb454"
 _FONT_PT = 8
-_CHARACTER = 10.5  # width of a wide letter at that size
+_CHARACTER = 9.5  # mean width of a letter at that size, generously
 _SWATCH, _GAP = 44, 48
+_GREY_LEVELS = 64  # more cannot be told apart, but the noise in them would make half of the file
 _BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -53,11 +55,10 @@ def write_preview(
         GeometryMismatchError: if they do not lie on the same grid.
         LabelValueError: if the segmentation holds other values than those of `labels`.
     """
-    figure = _draw(
-        read_case(Path(scan_path), Path(segmentation_path), len(labels)), labels, title or name_case(scan_path)
-    )
+    case = read_case(Path(scan_path), Path(segmentation_path), len(labels))
+    picture = _draw(case, labels, title or name_case(scan_path)).render()
     with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND, pil_kwargs={"optimize": True})
+        picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
 
 
 class _Sheet:
@@ -66,7 +67,7 @@ class _Sheet:
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND)
-        FigureCanvasAgg(self.figure)
+        self.canvas = FigureCanvasAgg(self.figure)
 
     def write(self, x: float, y: float, text: str, colour: str = _TEXT, **style: object) -> None:
         """Write `text` with its left middle at a place; names are no mathematics, whatever `$` they hold."""
@@ -80,9 +81,11 @@ class _Sheet:
         style = {"linewidth": width_px * 72 / DPI, "solid_capstyle": "butt"}
         self.figure.add_artist(Line2D(ends, heights, color=colour, **style))
 
-    def show(self, x: int, y: int, shape: tuple[int, int], *layers: tuple[np.ndarray, dict[str, object]]) -> None:
+    def show(
+        self, corner: tuple[int, int], shape: tuple[int, int], *layers: tuple[np.ndarray, dict[str, object]]
+    ) -> None:
         """Show pictures over each other in `shape` (rows, columns) pixels."""
-        rows, columns = shape
+        (x, y), (rows, columns) = corner, shape
         box = (x / self.width, 1 - (y + rows) / self.height, columns / self.width, rows / self.height)
         axes = self.figure.add_axes(box, facecolor="black")
         axes.set(xticks=[], yticks=[])
@@ -90,10 +93,20 @@ class _Sheet:
         for picture, style in layers:
             axes.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **style)
 
+    def render(self) -> Image.Image:
+        """Return the figure as RGB in 64 levels of grey; the colours stay as they are."""
+        self.canvas.draw()
+        pixels = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+        is_grey = (pixels == pixels[..., :1]).all(axis=-1)
+        step = 255 / (_GREY_LEVELS - 1)
+        pixels[is_grey] = np.round(np.round(pixels[is_grey] / step) * step)
+        return Image.fromarray(pixels)
 
-def _draw(case: Case, labels: Sequence[str], title: str) -> Figure:
+
+def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
     shapes = [_fit_panel(case, plane) for plane in PLANES]
-    width = max(_MIN_WIDTH, _MARGIN + sum(columns + _MARGIN for _, columns in shapes))
+    panels_width = sum(columns for _, columns in shapes) + (len(shapes) - 1) * _BETWEEN
+    width = max(_MIN_WIDTH, panels_width + 2 * _MARGIN)
     found = [value for value in range(1, len(labels)) if case.counts[value]]
     missing = [labels[value] for value in range(1, len(labels)) if not case.counts[value]]
     notes = textwrap.wrap(
@@ -110,11 +123,10 @@ def _draw(case: Case, labels: Sequence[str], title: str) -> Figure:
     legend_y = _TITLE + 2 * _ROW + max(rows for rows, _ in shapes) + _ROW
     sheet = _Sheet(width, legend_y + _ROW * max(num_rows + len(notes), 1))
     sheet.write(_MARGIN, _TITLE / 2, textwrap.shorten(title, 80, placeholder=" …"), fontsize=11, weight="bold")
-    x = (width - sum(columns + _MARGIN for _, columns in shapes) + _MARGIN) // 2
-    window = find_window(case.grey)
+    x = (width - panels_width) // 2
     for plane, shape in zip(PLANES, shapes, strict=True):
-        _draw_plane(sheet, case, plane, (x, _TITLE + _ROW), shape, window)
-        x += shape[1] + _MARGIN
+        _draw_plane(sheet, case, plane, (x, _TITLE + _ROW), shape)
+        x += shape[1] + _BETWEEN
     if not found:
         sheet.write(width / 2, legend_y, "no label found", _WARNING, ha="center", fontsize=11, weight="bold")
     for position, (value, name, size) in enumerate(entries):
@@ -125,7 +137,7 @@ def _draw(case: Case, labels: Sequence[str], title: str) -> Figure:
         sheet.write(x + column_width - _GAP, y, size, _DIM, ha="right")
     for position, note in enumerate(notes):
         sheet.write(_MARGIN, legend_y + (num_rows + position) * _ROW, note, _DIM)
-    return sheet.figure
+    return sheet
 
 
 def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:
@@ -137,22 +149,18 @@ def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _draw_plane(
-    sheet: _Sheet,
-    case: Case,
-    plane: Plane,
-    corner: tuple[int, int],
-    shape: tuple[int, int],
-    window: tuple[float, float],
-) -> None:
+def _draw_plane(sheet: _Sheet, case: Case, plane: Plane, corner: tuple[int, int], shape: tuple[int, int]) -> None:
     (x, y), (rows, columns) = corner, shape
-    index = case.slices[plane.axis]
-    grey = np.clip(np.nan_to_num(plane.cut(case.grey, index), nan=window[0]), *window)
-    enlarged = grey.shape[0] < rows
-    grey_style = {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
-    grey_style["interpolation"] = "bicubic" if enlarged else "hanning"
+    index, (black, white) = case.slices[plane.axis], case.window
+    grey = np.clip(np.nan_to_num(plane.cut(case.grey, index), nan=black), black, white)
+    smoothing = "bicubic" if grey.shape[0] < rows else "hanning"
     outlines = trace_outlines(plane.cut(case.voxels, index), shape)
-    sheet.show(x, y, shape, (grey, grey_style), (outlines, {"interpolation": "nearest"}))
+    sheet.show(
+        (x, y),
+        shape,
+        (grey, {"cmap": "gray", "vmin": black, "vmax": white, "interpolation": smoothing}),
+        (outlines, {"interpolation": "nearest"}),
+    )
 
     middle_x, middle_y, offset = x + columns / 2, y + rows / 2, _ROW / 2
     letters = {"weight": "bold", "ha": "center"}
