@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -19,7 +20,7 @@ SENTENCE = "a.nii.gz: found a folder, wanted a file; give a file."
 
 
 def fail_in_process(body: str) -> subprocess.CompletedProcess[str]:
-    """Run `body` in a new process where `error` is an error for people and `report_plainly` was called."""
+    """Run `body` in a new process that reports plainly; both of its streams are in `stdout`, as on a screen."""
     code = f"""
 from tools.errors import UnreadableScanError, report_plainly
 report_plainly()
@@ -28,7 +29,14 @@ error = UnreadableScanError("a.nii.gz", "a folder", "a file", "give a file")
 {textwrap.dedent(body)}
 """
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -95,19 +103,22 @@ def test_a_wrapped_error_ends_the_program_with_one_sentence():
         """
     )
     assert result.returncode == 1
-    assert result.stderr == f"\nError: {SENTENCE}\n"
-    assert result.stdout == ""
+    assert result.stdout == f"\nError: {SENTENCE}\n"
 
 
 def test_output_comes_before_the_sentence():
     result = fail_in_process("print('working'); raise error")
-    assert (result.returncode, result.stdout) == (1, "working\n")
-    assert "Traceback" not in result.stderr
+    assert (result.returncode, result.stdout) == (1, f"working\n\nError: {SENTENCE}\n")
+
+
+def test_the_sentence_goes_to_the_error_stream():
+    result = fail_in_process("import sys; sys.stderr = open('/dev/null', 'w'); raise error")
+    assert (result.returncode, result.stdout) == (1, "")
 
 
 def test_another_exception_keeps_its_traceback():
     result = fail_in_process("raise KeyError('a defect')")
     assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert result.stderr.endswith("KeyError: 'a defect'\n")
-    assert "Error: a.nii.gz" not in result.stderr
+    assert "Traceback" in result.stdout
+    assert result.stdout.endswith("KeyError: 'a defect'\n")
+    assert "Error: a.nii.gz" not in result.stdout

@@ -20,7 +20,8 @@ from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
 from tools.errors import CheckpointError, DivergedTrainingError
-from tools.handlers import DiceReport, EpochSeed, TrainingCheckpoint, TrainingRecord, describe_hardware
+from tools.handlers import DiceReport, EpochSeed, TrainingCheckpoint, TrainingRecord
+from tools.hardware import describe_hardware
 from tools.weights import read_checkpoint, read_state_dict
 
 LABELS = ["background", "ball", "shell"]
@@ -269,7 +270,9 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path):
 
 def test_the_last_checkpoint_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("tools.handlers.save_checkpoint", lambda state, path: saved.append((path.name, state["epoch"])))
+    monkeypatch.setattr(
+        "tools.handlers.training.save_checkpoint", lambda state, path: saved.append((path.name, state["epoch"]))
+    )
     script_training(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.6], interval=2)
     assert saved == [("best.pt", 1), ("last.pt", 2), ("last.pt", 4), ("best.pt", 5), ("last.pt", 5)]
 

@@ -40,10 +40,9 @@ LABELS = ["background", "ball", "hole", "edge"]
 def network():
     """An untrained network that sees all four classes in a phantom."""
     torch.manual_seed(4)
-    network = nn.Sequential(
-        nn.Conv3d(1, 6, 3, padding=1), nn.InstanceNorm3d(6), nn.ReLU(), nn.Conv3d(6, 4, 3, padding=1)
+    return nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1), nn.InstanceNorm3d(6), nn.ReLU(), nn.Dropout(0.3), nn.Conv3d(6, 4, 3, padding=1)
     )
-    return network.eval()
 
 
 @pytest.fixture
@@ -241,6 +240,13 @@ def test_a_file_that_is_no_scan_is_refused_before_it_is_read(tmp_path, make_segm
         make_segmenter(path).run()
 
 
+def test_a_series_of_volumes_is_refused_though_it_can_be_read(write_phantom, make_segmenter, tmp_path):
+    image = nib.load(write_phantom())
+    nib.save(nib.Nifti1Image(np.stack([image.get_fdata()] * 3, -1), image.affine), tmp_path / "scan.nii.gz")
+    with pytest.raises(UnreadableScanError, match="found 3 volumes in 4D data"):
+        make_segmenter(tmp_path / "scan.nii.gz").run()
+
+
 def test_a_scan_that_is_gone_is_told_by_name(write_phantom, make_segmenter, tmp_path):
     scan = write_phantom("in/there.nii.gz")
     with pytest.raises(FailedScansError, match="first gone"):
@@ -296,7 +302,7 @@ def test_overwrite_segments_again(finished, make_segmenter):
 def test_other_weights_segment_again(finished, make_segmenter, checkpoint):
     scans, settings, list_rewritten = finished
     state = torch.load(checkpoint, weights_only=True)
-    state["0.bias"] += 1
+    state["0.weight"] += 1
     torch.save(state, checkpoint)
     make_segmenter(*scans, settings=settings).run()
     assert list_rewritten() == ["a", "b"]

@@ -33,7 +33,7 @@ from tools.errors import (
     find_cause,
 )
 from tools.files import compute_sha256, write_json
-from tools.handlers import describe_hardware
+from tools.hardware import describe_hardware
 from tools.inference.writers import SaveSegmentationd
 from tools.reports import format_table, measure_volumes_ml, write_preview, write_volume_table
 

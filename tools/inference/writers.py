@@ -78,7 +78,6 @@ def write_segmentation(segmentation: torch.Tensor, source: str | Path, path: str
     values = np.asarray(torch.as_tensor(segmentation).cpu(), dtype=np.uint8).reshape(scan.shape)
     image = type(scan)(values, scan.affine, scan.header)
     image.set_data_dtype(np.uint8)
-    image.header.set_slope_inter(1, 0)  # the scan's rescaling to HU is none of the labels'
     image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.extensions.clear()
     comment = json.dumps({"labels": {str(value): name for value, name in enumerate(labels)}})

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers for training and evaluation: seeds, record, progress, checkpoints, Dice per case."""
+"""Ignite handlers for training: seeds, record and progress, checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import platform
 import random
 import sys
 import time
@@ -24,16 +23,25 @@ from tqdm import tqdm
 
 from tools.errors import CheckpointError, DivergedTrainingError
 from tools.files import write_json
-from tools.reports import format_table, plot_learning_curve
+from tools.hardware import describe_hardware
+from tools.reports import plot_learning_curve
 from tools.weights import fill, read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 LAST, BEST = "last.pt", "best.pt"
-STATE_KEYS = (
-    *("model", "optimizer", "lr_scheduler", "scaler", "random_state"),
-    *("epoch", "max_epochs", "iteration", "best_metric", "record"),
-)
+STATE_KEYS = [
+    "model",
+    "optimizer",
+    "lr_scheduler",
+    "scaler",
+    "random_state",
+    "epoch",
+    "max_epochs",
+    "iteration",
+    "best_metric",
+    "record",
+]
 
 
 def is_main_process() -> bool:
@@ -298,80 +306,3 @@ class TrainingCheckpoint:
             save_checkpoint(state, self.output_dir / BEST)
         if is_due:
             save_checkpoint(state, self.output_dir / LAST)
-
-
-class DiceReport:
-    """Write Dice per case and class of an evaluation to `evaluation.json` and log the table.
-
-    The mean is that of the key metric, over volumes and the classes that they have; a class that no reference of a
-    case (or of all cases) has is null.
-
-    Args:
-        output_dir: folder of the file.
-        labels: names of the classes, background first.
-        checkpoint: noted in the file.
-    """
-
-    def __init__(self, output_dir: str | Path, labels: Sequence[str], checkpoint: str | Path) -> None:
-        self.output_dir = Path(output_dir)
-        self.labels = list(labels)
-        self.checkpoint = checkpoint
-        self._cases: list[Path] = []
-        self._bar: tqdm | None = None
-        self._start_s = 0.0
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_case)
-        engine.add_event_handler(Events.COMPLETED, self._report)
-
-    def _start(self, engine: Engine) -> None:
-        self._cases = []
-        self._start_s = time.monotonic()
-        self._bar = tqdm(total=len(engine.data_loader), unit="scan", dynamic_ncols=True)
-
-    def _note_case(self, engine: Engine) -> None:
-        self._cases += [Path(item["image"].meta["filename_or_obj"]) for item in engine.state.batch]
-        if self._bar is not None:
-            self._bar.update()
-
-    def _report(self, engine: Engine) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        name = engine.state.key_metric_name
-        mean, details = float(engine.state.metrics[name]), engine.state.metric_details[name]
-        cases = [path.name for path in self._cases]
-        if len(set(cases)) < len(cases):
-            cases = [str(path) for path in self._cases]
-        foreground = self.labels[1:]
-        per_case = {
-            case: dict(zip(foreground, row, strict=True)) for case, row in zip(cases, details.tolist(), strict=True)
-        }
-        per_class = dict(zip(foreground, torch.nanmean(details.float(), dim=0).tolist(), strict=True))
-        write_json(
-            self.output_dir / "evaluation.json",
-            {
-                "checkpoint": Path(self.checkpoint).name,
-                "metric": "Dice without background, per volume, in the grid of the source image",
-                "mean": mean,
-                "per_class": per_class,
-                "per_case": per_case,
-                "seconds": time.monotonic() - self._start_s,
-                "hardware": describe_hardware(),
-            },
-        )
-        rows = [[case, *dice.values()] for case, dice in [*per_case.items(), ("mean", per_class)]]
-        logger.info("Dice per case\n%s", format_table(["case", *foreground], rows))
-        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(cases), self.output_dir / "evaluation.json")
-
-
-def describe_hardware() -> str:
-    """Return the processor, its threads in use and the GPU, for tables that must say where a figure comes from."""
-    name = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    description = f"{name}, {torch.get_num_threads()} threads"
-    return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description

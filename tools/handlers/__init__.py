@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers that MONAI lacks: seeds, record, progress, checkpoints, Dice per case."""
+
+from tools.handlers.evaluation import DiceReport
+from tools.handlers.training import EpochSeed, TrainingCheckpoint, TrainingRecord
+
+__all__ = ["DiceReport", "EpochSeed", "TrainingCheckpoint", "TrainingRecord"]

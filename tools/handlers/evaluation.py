@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers for evaluation: Dice per case."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+from tools.files import write_json
+from tools.hardware import describe_hardware
+from tools.reports import format_table
+
+logger = logging.getLogger(__name__)
+
+
+class DiceReport:
+    """Write Dice per case and class of an evaluation to `evaluation.json` and log the table.
+
+    The mean is that of the key metric, over volumes and the classes that they have; a class that no reference of a
+    case (or of all cases) has is null.
+
+    Args:
+        output_dir: folder of the file.
+        labels: names of the classes, background first.
+        checkpoint: noted in the file.
+    """
+
+    def __init__(self, output_dir: str | Path, labels: Sequence[str], checkpoint: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = list(labels)
+        self.checkpoint = checkpoint
+        self._cases: list[Path] = []
+        self._bar: tqdm | None = None
+        self._start_s = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_case)
+        engine.add_event_handler(Events.COMPLETED, self._report)
+
+    def _start(self, engine: Engine) -> None:
+        self._cases = []
+        self._start_s = time.monotonic()
+        self._bar = tqdm(total=len(engine.data_loader), unit="scan", dynamic_ncols=True)
+
+    def _note_case(self, engine: Engine) -> None:
+        self._cases += [Path(item["image"].meta["filename_or_obj"]) for item in engine.state.batch]
+        if self._bar is not None:
+            self._bar.update()
+
+    def _report(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        name = engine.state.key_metric_name
+        mean, details = float(engine.state.metrics[name]), engine.state.metric_details[name]
+        cases = [path.name for path in self._cases]
+        if len(set(cases)) < len(cases):
+            cases = [str(path) for path in self._cases]
+        foreground = self.labels[1:]
+        per_case = {
+            case: dict(zip(foreground, row, strict=True)) for case, row in zip(cases, details.tolist(), strict=True)
+        }
+        per_class = dict(zip(foreground, torch.nanmean(details.float(), dim=0).tolist(), strict=True))
+        write_json(
+            self.output_dir / "evaluation.json",
+            {
+                "checkpoint": Path(self.checkpoint).name,
+                "metric": "Dice without background, per volume, in the grid of the source image",
+                "mean": mean,
+                "per_class": per_class,
+                "per_case": per_case,
+                "seconds": time.monotonic() - self._start_s,
+                "hardware": describe_hardware(),
+            },
+        )
+        rows = [[case, *dice.values()] for case, dice in [*per_case.items(), ("mean", per_class)]]
+        logger.info("Dice per case\n%s", format_table(["case", *foreground], rows))
+        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(cases), self.output_dir / "evaluation.json")

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine a figure comes from."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe_hardware() -> str:
+    """Return the processor, its threads in use and the GPU, for tables that must say where a figure comes from."""
+    name = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    description = f"{name}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
