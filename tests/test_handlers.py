@@ -277,6 +277,24 @@ def test_the_last_checkpoint_is_written_at_the_interval_and_at_the_end(tmp_path,
     assert saved == [("best.pt", 1), ("last.pt", 2), ("last.pt", 4), ("best.pt", 5), ("last.pt", 5)]
 
 
+def test_the_scale_of_mixed_precision_is_resumed_and_may_be_new(tmp_path):
+    def train(resume: bool, scaler: torch.amp.GradScaler) -> float:
+        network = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        record = TrainingRecord(tmp_path, LABELS, optimizer)
+        trainer = Engine(lambda engine, batch: [{"loss": 0.5}])
+        trainer.scaler = scaler  # where MONAI's trainer keeps it
+        TrainingCheckpoint(tmp_path, network, optimizer, scheduler, record, 0, resume=resume).attach(trainer)
+        trainer.run([0], max_epochs=1)
+        return scaler.get_scale()
+
+    train(False, torch.amp.GradScaler("cpu", init_scale=1024.0))
+    assert train(True, torch.amp.GradScaler("cpu", init_scale=8.0)) == 1024
+    train(False, torch.amp.GradScaler("cpu", enabled=False))
+    assert train(True, torch.amp.GradScaler("cpu", init_scale=8.0)) == 8
+
+
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     script_training(tmp_path, [0.5])

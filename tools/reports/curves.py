@@ -36,13 +36,13 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: str | Path
 def _draw_loss(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
     epochs, losses = ([entry[key] for entry in history] for key in ("epoch", "loss"))
     smooth = len(losses) > _SMOOTH_FROM
-    style = {"marker": "o"} if len(losses) == 1 else {}
-    axes.plot(epochs, losses, color=_GREY, alpha=0.35 if smooth else 1.0, label="loss", **style)
+    marker = "o" if len(losses) == 1 else None
+    axes.plot(epochs, losses, color=_GREY, alpha=0.35 if smooth else 1.0, label="loss", marker=marker)
     if smooth:
         axes.plot(epochs, _average(losses, len(losses) // 20), color=_GREY, linewidth=2, label="running mean")
     axes.set(xlabel="epoch", ylabel="training loss", title="Loss")
     rate = axes.twinx()
-    rate.plot(epochs, [entry["learning_rate"] for entry in history], color="tab:olive", linestyle=":", **style)
+    rate.plot(epochs, [entry["learning_rate"] for entry in history], color="tab:olive", linestyle=":", marker=marker)
     rate.set_ylabel("learning rate (dotted)", color="tab:olive")
     rate.set_ylim(bottom=0)
     axes.legend(loc="upper right")

@@ -38,20 +38,9 @@ class Plane:
         return voxels.take(index, axis=self.axis).T[::-1, ::-1]
 
     @property
-    def left(self) -> str:
-        return "RAS"[self.horizontal]
-
-    @property
-    def right(self) -> str:
-        return "LPI"[self.horizontal]
-
-    @property
-    def top(self) -> str:
-        return "RAS"[self.vertical]
-
-    @property
-    def bottom(self) -> str:
-        return "LPI"[self.vertical]
+    def letters(self) -> tuple[str, str, str, str]:
+        """The patient's sides at the left, right, top and bottom edge."""
+        return "RAS"[self.horizontal], "LPI"[self.horizontal], "RAS"[self.vertical], "LPI"[self.vertical]
 
     def name_position(self, point_mm: np.ndarray) -> str:
         """Return on which side of the scanner's origin the plane through a point lies, as `S 34 mm`."""

@@ -163,11 +163,14 @@ def _draw_plane(sheet: _Sheet, case: Case, plane: Plane, corner: tuple[int, int]
     )
 
     middle_x, middle_y, offset = x + columns / 2, y + rows / 2, _ROW / 2
-    letters = {"weight": "bold", "ha": "center"}
-    sheet.write(x - offset, middle_y, plane.left, _DIM, **letters)
-    sheet.write(x + columns + offset, middle_y, plane.right, _DIM, **letters)
-    sheet.write(middle_x, y - offset, plane.top, _DIM, **letters)
-    sheet.write(middle_x, y + rows + offset, plane.bottom, _DIM, **letters)
+    places = (
+        (x - offset, middle_y),
+        (x + columns + offset, middle_y),
+        (middle_x, y - offset),
+        (middle_x, y + rows + offset),
+    )
+    for letter, place in zip(plane.letters, places, strict=True):
+        sheet.write(*place, letter, _DIM, weight="bold", ha="center")
 
     sheet.write(x, y - offset, plane.name)
     sheet.write(x + columns, y - offset, plane.name_position(case.position_mm), _DIM, ha="right")
