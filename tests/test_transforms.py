@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 
 from tools.errors import UnreadableScanError, find_cause
-from tools.transforms import FillNonFinited
+from tools.transforms import FillNonFinited, LoadScand
 
 fill = FillNonFinited("image")
 
@@ -78,3 +78,18 @@ def test_the_reason_survives_monai_s_wrapper():
     with pytest.raises(RuntimeError) as caught:
         Compose([fill])({"image": torch.full((1, 2, 2, 2), math.nan)})
     assert isinstance(find_cause(caught.value), UnreadableScanError)
+
+
+def test_a_file_that_cannot_be_read_is_explained(tmp_path, write_phantom):
+    scan = write_phantom()
+    content = scan.read_bytes()
+    scan.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableScanError, match="ends early"):
+        LoadScand("image")({"image": str(scan)})
+
+
+def test_a_sound_file_is_read_as_monai_reads_it(write_phantom):
+    scan = str(write_phantom())
+    expected, found = (load("image")({"image": scan})["image"] for load in (LoadImaged, LoadScand))
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    torch.testing.assert_close(found.affine, expected.affine)

@@ -129,8 +129,8 @@ def _describe(
     num_training: int,
 ) -> str:
     num_cases = len(evaluation["per_case"])
-    rows = [[label, f"{dice:.4f}"] for label, dice in evaluation["per_class"].items()]
-    table = format_table(["class", "Dice"], [*rows, ["mean", f"{evaluation['mean']:.4f}"]])
+    rows = [*evaluation["per_class"].items(), ("mean", evaluation["mean"])]
+    table = format_table(["class", "Dice"], rows)
     selection = (
         "The weights are those of the last epoch: the validation cases chose nothing."
         if state["epoch"] == len(training["epochs"])

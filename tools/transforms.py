@@ -5,14 +5,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 
 import torch
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import LoadImaged, MapTransform
 
+from tools.checks import check_scan
 from tools.errors import UnreadableScanError
 
 logger = logging.getLogger(__name__)
+
+
+class LoadScand(LoadImaged):
+    """`LoadImaged` for NIfTI files that says in a sentence what is wrong with a file it cannot read."""
+
+    def __call__(
+        self, data: Mapping[Hashable, str | Path], reader: ImageReader | None = None
+    ) -> dict[Hashable, torch.Tensor]:
+        """Return `data` with the files replaced by their voxels.
+
+        Raises:
+            MissingFileError: if a file does not exist.
+            UnreadableScanError: if it is no sound NIfTI volume.
+        """
+        try:
+            return super().__call__(data, reader)
+        except Exception as error:
+            for key in self.key_iterator(data):
+                check_scan(data[key])  # reads the file once more, and raises with what is wrong with it
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise UnreadableScanError(
+                ", ".join(str(data[key]) for key in self.key_iterator(data)),
+                f"data that cannot be read ({reason})",
+                "a sound NIfTI volume",
+                "export it again from its source",
+            ) from error
 
 
 class FillNonFinited(MapTransform):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import platform
@@ -11,25 +12,26 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import monai
+import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged, Transform
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
-from tools.checks import check_scan, read_header
+from tools.checks import read_header
 from tools.datasets import name_results
 from tools.errors import (
     CheckpointError,
     ConfigValueError,
     FailedScansError,
-    UnreadableScanError,
     find_cause,
 )
 from tools.files import compute_sha256, write_json
@@ -48,7 +50,7 @@ class ScanSegmenter:
     that is already done with the same weights and settings is skipped; one that fails does not stop the others.
 
     Args:
-        dataset: `data` lists the scans as `{"image": path}`, `transform` is the preprocessing, LoadImaged first.
+        dataset: `data` lists the scans as `{"image": path}`, `transform` is the preprocessing, LoadScand first.
         network: maps `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
         inferer: applies the network to a whole volume.
         postprocessing: maps `pred`, the logits, to labels in the source grid and writes them (SaveSegmentationd).
@@ -89,7 +91,7 @@ class ScanSegmenter:
         self.amp = amp
         self.preview = preview
         self.overwrite = overwrite
-        self.settings = dict(settings or {})
+        self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
         self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
         self._first_writer = _find_first(self.postprocessing, (SaveImage, SaveImaged))
         writer = self.postprocessing.transforms[self._first_writer]
@@ -131,6 +133,8 @@ class ScanSegmenter:
                     entry = {"state": "failed", "reason": failures[name]}
                     if len(self.scans) == 1:
                         self._note(report, name, entry | {"source": source})
+                        if cause := find_cause(error):
+                            raise cause from None
                         raise
                     logger.error("%s: %s", name, failures[name], exc_info=None if find_cause(error) else error)
                 self._note(report, name, entry | {"source": source})
@@ -183,16 +187,8 @@ class ScanSegmenter:
         }
 
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
-        path = data["image"]
-        read_header(path)
-        try:
-            return self.preprocessing(data, end=self._num_readers)
-        except Exception as error:
-            check_scan(path)  # reads the file once more, and raises with what is wrong with it
-            reason = _explain(error).partition("\n")[0]
-            raise UnreadableScanError(
-                path, f"data that cannot be read ({reason})", "a sound NIfTI volume", "export it again from its source"
-            ) from error
+        read_header(data["image"])  # refuses what LoadImaged would read: time series, slices, colours
+        return self.preprocessing(data, end=self._num_readers)
 
     def _predict(self, image: MetaTensor, path: str) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
@@ -272,6 +268,22 @@ def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any
     except (ValueError, LookupError, TypeError, AttributeError):
         logger.warning("%s is not a report of an earlier run; every scan is segmented", path)
         return {}
+
+
+def _digest(transform: Compose) -> str:
+    """Return a hash that changes with any setting of the preprocessing, so that no outdated result is kept."""
+
+    def describe(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): describe(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [describe(item) for item in value]
+        if isinstance(value, Transform):
+            return {"transform": type(value).__name__, **describe(vars(value))}
+        # other objects, such as random generators, print their address
+        return str(value) if isinstance(value, (str, Number, torch.dtype, np.ndarray)) else type(value).__name__
+
+    return hashlib.sha256(json.dumps(describe(transform.transforms)).encode()).hexdigest()[:16]
 
 
 def _count_leading(transform: Compose, kinds: tuple[type, ...]) -> int:

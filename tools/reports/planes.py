@@ -35,7 +35,7 @@ class Plane:
 
     def cut(self, voxels: np.ndarray, index: int) -> np.ndarray:
         """Return slice `index` of `(X, Y, Z)` as rows from top to bottom and columns from left to right."""
-        return voxels.take(index, axis=self.axis).T[::-1, ::-1]
+        return np.moveaxis(voxels, self.axis, 0)[index].T[::-1, ::-1]
 
     @property
     def letters(self) -> tuple[str, str, str, str]:
@@ -112,6 +112,48 @@ def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path:
             f"the grid {wanted} of {scan_path}",
             "give the segmentation of this scan",
         )
+
+
+def _find_content(content: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around the true voxels and a margin of 4 % of each axis; the whole volume if there are none."""
+    if not content.any():
+        return (slice(0, None),) * 3
+    box = []
+    for axis, size in enumerate(content.shape):
+        used = np.flatnonzero(content.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = round(0.04 * size)
+        box.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
+    return tuple(box)
+
+
+def _pick_slice(counts: np.ndarray) -> int:
+    """Return the slice that shows the classes best, the middle one if there are none.
+
+    Each class adds the share of its largest cross-section that the slice shows: many classes beat one large class, and
+    a class is better shown by its largest cross-section than by its first voxels.
+
+    Args:
+        counts: voxels `(slices, classes)` without background.
+    """
+    largest = counts.max(axis=0, initial=0)
+    if not largest.any():
+        return len(counts) // 2
+    return int((counts[:, largest > 0] / largest[largest > 0]).sum(axis=1).argmax())
+
+
+def _find_window(grey: np.ndarray) -> tuple[float, float]:
+    """Return the values shown as black and white: robust percentiles, without the padding around the patient."""
+    step = max(1, round((grey.size / 2e6) ** (1 / 3)))  # two million voxels give the percentiles as well as all
+    values = grey[::step, ::step, ::step].astype(np.float64)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    is_ct = np.mean(values < _AIR_HU) > 0.01
+    inside = values[values > max(values.min(), _AIR_HU if is_ct else -np.inf)]
+    low, high = np.percentile(inside if inside.size else values, (1, 99) if is_ct else (0.5, 99.5))
+    if is_ct:
+        low, high = np.clip((low, high), *_CT_WINDOW_HU)
+    return (float(low), float(high)) if high > low else (float(low) - 1, float(low) + 1)  # a constant scan is grey
 
 
 def _find_content(content: np.ndarray) -> tuple[slice, ...]:

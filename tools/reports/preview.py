@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from tools.datasets import name_case
@@ -20,12 +23,13 @@ from tools.reports.planes import PLANES, Case, Plane, read_case, trace_outlines
 
 DPI = 150
 # lengths in pixels
-_PANEL, _MARGIN, _BETWEEN, _TITLE, _ROW, _MIN_WIDTH = 520, 36, 72, 48, 30, 900
-_BACKGROUND, _TEXT, _DIM, _WARNING = "#0e0f11", "#e8e8e8", "#8f959c", "#ffb454"
+_PANEL = 520  # longest side of a plane
+_MIN_CELL, _MIN_WIDTH = 240, 900  # place for the texts around a narrow plane, and for a title
+_TITLE, _ROW, _MARGIN, _BETWEEN = 48, 30, 36, 72
+_SWATCH, _GAP, _CHARACTER = 44, 12, 10
 _FONT_PT = 8
-_CHARACTER = 9.5  # mean width of a letter at that size, generously
-_SWATCH, _GAP = 44, 48
-_GREY_LEVELS = 64  # more cannot be told apart, but the noise in them would make half of the file
+_BACKGROUND, _TEXT, _DIM, _WARNING = "#0e0f11", "#e8e8e8", "#8f959c", "#ffb454"
+_GREY_LEVELS = 64  # more can hardly be told apart, but the noise in them would make half of the file
 _BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -82,16 +86,20 @@ class _Sheet:
         self.figure.add_artist(Line2D(ends, heights, color=colour, **style))
 
     def show(
-        self, corner: tuple[int, int], shape: tuple[int, int], *layers: tuple[np.ndarray, dict[str, object]]
+        self,
+        corner: tuple[int, int],
+        shape: tuple[int, int],
+        *layers: tuple[np.ndarray, dict[str, str]],
+        limits: tuple[float, float],
     ) -> None:
-        """Show pictures over each other in `shape` (rows, columns) pixels."""
+        """Show pictures over each other in `shape` (rows, columns) pixels; `limits` are black and white."""
         (x, y), (rows, columns) = corner, shape
         box = (x / self.width, 1 - (y + rows) / self.height, columns / self.width, rows / self.height)
         axes = self.figure.add_axes(box, facecolor="black")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         for picture, style in layers:
-            axes.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **style)
+            axes.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", vmin=limits[0], vmax=limits[1], **style)
 
     def render(self) -> Image.Image:
         """Return the figure as RGB in 64 levels of grey; the colours stay as they are."""
@@ -104,39 +112,42 @@ class _Sheet:
 
 
 def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
+    found, missing = [], []
+    for value, label in enumerate(labels[1:], start=1):
+        if case.counts[value]:
+            found.append((value, label, _format_volume(case.volumes_ml[value])))
+        else:
+            missing.append(label)
     shapes = [_fit_panel(case, plane) for plane in PLANES]
-    panels_width = sum(columns for _, columns in shapes) + (len(shapes) - 1) * _BETWEEN
+    cells = [max(columns, _MIN_CELL) for _, columns in shapes]
+    panels_width = sum(cells) + (len(cells) - 1) * _BETWEEN
     width = max(_MIN_WIDTH, panels_width + 2 * _MARGIN)
-    found = [value for value in range(1, len(labels)) if case.counts[value]]
-    missing = [labels[value] for value in range(1, len(labels)) if not case.counts[value]]
+    column_width = _SWATCH + 3 * _GAP + max((_measure(name) + _measure(size) for _, name, size in found), default=0)
+    num_rows = math.ceil(len(found) / max(1, (width - 2 * _MARGIN + 2 * _GAP) // column_width))
     notes = textwrap.wrap(
         f"Not found: {', '.join(missing)}" if found and missing else "",
-        width=round((width - 2 * _MARGIN) / _CHARACTER),
+        width=(width - 2 * _MARGIN) // _CHARACTER,
         max_lines=2,
         placeholder=" …",
     )
-    entries = [(value, labels[value], _format_volume(case.volumes_ml[value])) for value in found]
-    column_width = _SWATCH + _GAP + _CHARACTER * max([len(name) + len(size) for _, name, size in entries], default=1)
-    num_columns = max(1, min(len(entries), int((width - 2 * _MARGIN) // column_width)))
-    num_rows = -(-len(entries) // num_columns)
+    legend_y = _TITLE + _ROW + max(rows for rows, _ in shapes) + 2 * _ROW
 
-    legend_y = _TITLE + 2 * _ROW + max(rows for rows, _ in shapes) + _ROW
     sheet = _Sheet(width, legend_y + _ROW * max(num_rows + len(notes), 1))
-    sheet.write(_MARGIN, _TITLE / 2, textwrap.shorten(title, 80, placeholder=" …"), fontsize=11, weight="bold")
+    sheet.write(_MARGIN, _TITLE / 2, title if len(title) <= 70 else f"{title[:69]}…", fontsize=11, weight="bold")
     x = (width - panels_width) // 2
-    for plane, shape in zip(PLANES, shapes, strict=True):
-        _draw_plane(sheet, case, plane, (x, _TITLE + _ROW), shape)
-        x += shape[1] + _BETWEEN
+    for plane, shape, cell in zip(PLANES, shapes, cells, strict=True):
+        _draw_plane(sheet, case, plane, x, cell, shape)
+        x += cell + _BETWEEN
+    for position, (value, name, size) in enumerate(found):
+        column, row = divmod(position, num_rows)
+        left, y = _MARGIN + column * column_width, legend_y + row * _ROW
+        sheet.rule(left, y, _SWATCH - _GAP, pick_colour(value), 5)
+        sheet.write(left + _SWATCH, y, name)
+        sheet.write(left + column_width - 2 * _GAP, y, size, _DIM, ha="right")
+    for position, note in enumerate(notes, start=num_rows):
+        sheet.write(_MARGIN, legend_y + position * _ROW, note, _DIM)
     if not found:
         sheet.write(width / 2, legend_y, "no label found", _WARNING, ha="center", fontsize=11, weight="bold")
-    for position, (value, name, size) in enumerate(entries):
-        column, row = divmod(position, num_rows)
-        x, y = _MARGIN + column * column_width, legend_y + row * _ROW
-        sheet.rule(x, y, _SWATCH - 12, pick_colour(value), 5)
-        sheet.write(x + _SWATCH, y, name)
-        sheet.write(x + column_width - _GAP, y, size, _DIM, ha="right")
-    for position, note in enumerate(notes):
-        sheet.write(_MARGIN, legend_y + (num_rows + position) * _ROW, note, _DIM)
     return sheet
 
 
@@ -149,41 +160,39 @@ def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _draw_plane(sheet: _Sheet, case: Case, plane: Plane, corner: tuple[int, int], shape: tuple[int, int]) -> None:
-    (x, y), (rows, columns) = corner, shape
+def _draw_plane(sheet: _Sheet, case: Case, plane: Plane, left: int, cell: int, shape: tuple[int, int]) -> None:
+    """Draw a plane, its name, position, sides and scale, in a cell that may be wider than the picture."""
+    rows, columns = shape
+    x, y = left + (cell - columns) // 2, _TITLE + _ROW
     index, (black, white) = case.slices[plane.axis], case.window
     grey = np.clip(np.nan_to_num(plane.cut(case.grey, index), nan=black), black, white)
-    smoothing = "bicubic" if grey.shape[0] < rows else "hanning"
-    outlines = trace_outlines(plane.cut(case.voxels, index), shape)
     sheet.show(
         (x, y),
         shape,
-        (grey, {"cmap": "gray", "vmin": black, "vmax": white, "interpolation": smoothing}),
-        (outlines, {"interpolation": "nearest"}),
+        # hanning is what matplotlib calls antialiased: right for making smaller, too blurred for making larger
+        (grey, {"cmap": "gray", "interpolation": "bicubic" if grey.shape[0] < rows else "hanning"}),
+        (trace_outlines(plane.cut(case.voxels, index), shape), {"interpolation": "nearest"}),
+        limits=(black, white),
     )
+    above, below, middle_x, middle_y = y - _ROW / 2, y + rows + _ROW / 2, x + columns / 2, y + rows / 2
+    sides = (x - _ROW / 2, middle_y), (x + columns + _ROW / 2, middle_y), (middle_x, above), (middle_x, below)
+    for letter, side in zip(plane.letters, sides, strict=True):
+        sheet.write(*side, letter, _DIM, weight="bold", ha="center")
+    sheet.write(left, above, plane.name)
+    sheet.write(left + cell, above, plane.name_position(case.position_mm), _DIM, ha="right")
 
-    middle_x, middle_y, offset = x + columns / 2, y + rows / 2, _ROW / 2
-    places = (
-        (x - offset, middle_y),
-        (x + columns + offset, middle_y),
-        (middle_x, y - offset),
-        (middle_x, y + rows + offset),
-    )
-    for letter, place in zip(plane.letters, places, strict=True):
-        sheet.write(*place, letter, _DIM, weight="bold", ha="center")
-
-    sheet.write(x, y - offset, plane.name)
-    sheet.write(x + columns, y - offset, plane.name_position(case.position_mm), _DIM, ha="right")
     mm_per_px = case.spacing_mm[plane.horizontal] * case.grey.shape[plane.horizontal] / columns
-    bar_mm = max((length for length in _BAR_LENGTHS_MM if length <= columns * mm_per_px / 3), default=None)
-    if bar_mm:
-        length = bar_mm / mm_per_px
-        sheet.rule(x + columns - length, y + rows + offset, length, _DIM, 2)
-        sheet.write(x + columns - length - 8, y + rows + offset, _format_length(bar_mm), _DIM, ha="right")
+    longest_mm = mm_per_px * min(columns / 3, cell / 2 - 85)  # leaves place for its length, right of the letter
+    if bar_mm := max((length for length in _BAR_LENGTHS_MM if length <= longest_mm), default=0):
+        bar_x = left + cell - bar_mm / mm_per_px
+        sheet.rule(bar_x, below, bar_mm / mm_per_px, _DIM, 2)
+        sheet.write(bar_x - 8, below, f"{bar_mm} mm" if bar_mm < 10 else f"{bar_mm // 10} cm", _DIM, ha="right")
 
 
-def _format_length(length_mm: int) -> str:
-    return f"{length_mm} mm" if length_mm % 10 else f"{length_mm // 10} cm"
+def _measure(text: str) -> int:
+    """Return the width of `text` in pixels."""
+    font = FontProperties(size=_FONT_PT)
+    return math.ceil(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * DPI / 72)
 
 
 def _format_volume(volume_ml: float) -> str:
