@@ -8,67 +8,95 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tools.files import write_atomically
 from tools.reports.colours import pick_colour
 
 _SMOOTH_FROM = 50  # epochs; shorter curves are read as they are
 _GREY = "#4d4d4d"
+_SHADE = 0.8  # the colours are made for black; this much of their light makes the pale ones visible on white
 
 
 def plot_learning_curve(history: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Draw the loss and the learning rate on the left and the validation Dice on the right, as a PNG.
+    """Draw the loss above the learning rate on the left and the validation Dice on the right, as a PNG.
 
     Args:
         history: one entry per epoch with `epoch`, `loss`, `learning_rate` and, where there was a validation, `dice` and
-            `dice/<label>`.
+            `dice/<label>`; values that are no number leave a gap.
         path: the picture, written atomically.
+
+    Raises:
+        OSError: if the folder cannot be written.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_loss(left, history)
-    _draw_dice(right, [entry for entry in history if "dice" in entry])
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: dict[str, Axes] = figure.subplot_mosaic(
+        [["loss", "dice"], ["rate", "dice"]], height_ratios=[4, 1], width_ratios=[5, 6]
+    )
+    _draw_loss(axes["loss"], axes["rate"], history)
+    _draw_dice(axes["dice"], [entry for entry in history if "dice" in entry])
+    for panel in axes.values():
+        panel.set_xlim(0, max((entry["epoch"] for entry in history), default=1) + 1)  # one time axis for all
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_loss(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
-    epochs, losses = ([entry[key] for entry in history] for key in ("epoch", "loss"))
+def _draw_loss(axes: Axes, rate_axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
+    epochs, losses, rates = ([entry[key] for entry in history] for key in ("epoch", "loss", "learning_rate"))
     smooth = len(losses) > _SMOOTH_FROM
     marker = "o" if len(losses) == 1 else None
-    axes.plot(epochs, losses, color=_GREY, alpha=0.35 if smooth else 1.0, label="loss", marker=marker)
+    axes.plot(epochs, losses, color=_GREY, alpha=0.35 if smooth else 1, linewidth=1, label="epoch", marker=marker)
     if smooth:
-        axes.plot(epochs, _average(losses, len(losses) // 20), color=_GREY, linewidth=2, label="running mean")
-    axes.set(xlabel="epoch", ylabel="training loss", title="Loss")
-    rate = axes.twinx()
-    rate.plot(epochs, [entry["learning_rate"] for entry in history], color="tab:olive", linestyle=":", marker=marker)
-    rate.set_ylabel("learning rate (dotted)", color="tab:olive")
-    rate.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+        axes.plot(epochs, _average(losses, len(losses) // 40), color=_GREY, linewidth=2, label="running mean")
+        axes.legend(frameon=False)
+    axes.set_title("Training loss")
+    axes.tick_params(labelbottom=False)
+    rate_axes.plot(epochs, rates, color=_GREY, linewidth=1, marker=marker)
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.set(xlabel="epoch", ylabel="learning\nrate")
 
 
 def _draw_dice(axes: Axes, validated: Sequence[Mapping[str, float]]) -> None:
-    axes.set(xlabel="epoch", ylabel="Dice", title="Validation")
+    axes.set(xlabel="epoch", title="Validation Dice", ylim=(0, 1))
     if not validated:
         axes.text(0.5, 0.5, "no validation", ha="center", va="center", transform=axes.transAxes)
         return
-    epochs = [entry["epoch"] for entry in validated]
+    epochs, means = np.array([[entry["epoch"], entry["dice"]] for entry in validated]).T
+    best = int(np.nanargmax(means)) if np.isfinite(means).any() else None
     marker = "o" if len(validated) <= _SMOOTH_FROM else None
-    labels = [key.removeprefix("dice/") for key in validated[0] if key.startswith("dice/")]
-    for value, label in enumerate(labels, start=1):
-        dice = [entry[f"dice/{label}"] for entry in validated]
-        axes.plot(epochs, dice, color=pick_colour(value), linewidth=1, marker=marker, markersize=3, label=label)
-    means = [entry["dice"] for entry in validated]
-    axes.plot(epochs, means, color="black", linewidth=2.5, marker=marker, markersize=4, label="mean")
-    best = int(np.nanargmax(means)) if np.isfinite(means).any() else 0
-    axes.set_title(f"Validation: best mean {means[best]:.3f} in epoch {epochs[best]:.0f}")
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small", ncols=1 + len(labels) // 8)
+    keys = dict.fromkeys(key for entry in validated for key in entry if key.startswith("dice/"))
+    for value, key in enumerate(keys, start=1):
+        dice = [entry.get(key, np.nan) for entry in validated]
+        colour = np.multiply(to_rgb(pick_colour(value)), _SHADE)
+        name = _name_line(key.removeprefix("dice/"), dice, best)
+        axes.plot(epochs, dice, color=colour, linewidth=1, marker=marker, markersize=3, label=name)
+    axes.plot(
+        epochs, means, color="black", linewidth=2.5, marker=marker, markersize=4, label=_name_line("mean", means, best)
+    )
+    if best is not None:
+        axes.axvline(epochs[best], color="black", linewidth=1, linestyle=":")
+        axes.set_title(f"Validation Dice: best mean {means[best]:.4f} in epoch {epochs[best]:.0f}")
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold a `$`
+
+
+def _name_line(name: str, dice: Sequence[float] | np.ndarray, best: int | None) -> str:
+    """Return a name with the value in the best epoch, if there is one."""
+    return name if best is None or np.isnan(dice[best]) else f"{name} {dice[best]:.3f}"
 
 
 def _average(values: Sequence[float], width: int) -> np.ndarray:
-    """Return the running mean over `width` values to each side, of those that are there at the ends."""
+    """Return the running mean over `width` values to each side, of the numbers that are there."""
     kernel = np.ones(2 * width + 1)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    numbers = np.isfinite(values)
+    sums, counts = (np.convolve(terms, kernel, "same") for terms in (np.where(numbers, values, 0), numbers))
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)

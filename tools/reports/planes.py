@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from matplotlib.colors import to_rgb
+from nibabel.affines import voxel_sizes
 
 from tools.checks import read_header
 from tools.checks.volumes import read_voxels
@@ -105,7 +106,7 @@ def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path:
     shape, wanted = segmentation.shape[:3], scan.shape[:3]
     # no voxel may move by more than half a voxel, which lets rounding in the files pass
     shift = np.abs(segmentation.affine - scan.affine)[:3] @ [*wanted, 1]
-    if shape != wanted or shift.max() > nib.affines.voxel_sizes(scan.affine).min() / 2:
+    if shape != wanted or shift.max() > voxel_sizes(scan.affine).min() / 2:
         raise GeometryMismatchError(
             segmentation_path,
             f"shape {shape}" if shape != wanted else "another affine",
@@ -154,49 +155,6 @@ def _find_window(grey: np.ndarray) -> tuple[float, float]:
     if is_ct:
         low, high = np.clip((low, high), *_CT_WINDOW_HU)
     return (float(low), float(high)) if high > low else (float(low) - 1, float(low) + 1)  # a constant scan is grey
-
-
-def _find_content(content: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around the true voxels and a margin of 4 % of each axis; the whole volume if there are none."""
-    if not content.any():
-        return (slice(0, None),) * 3
-    box = []
-    for axis, size in enumerate(content.shape):
-        used = np.flatnonzero(content.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = round(0.04 * size)
-        box.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
-    return tuple(box)
-
-
-def _pick_slice(counts: np.ndarray) -> int:
-    """Return the slice that shows the classes best, the middle one if there are none.
-
-    Each class adds the share of its largest cross-section that the slice shows: many classes beat one large class, and
-    a class is better shown by its largest cross-section than by its first voxels.
-
-    Args:
-        counts: voxels `(slices, classes)` without background.
-    """
-    largest = counts.max(axis=0, initial=0)
-    if not largest.any():
-        return len(counts) // 2
-    return int((counts[:, largest > 0] / largest[largest > 0]).sum(axis=1).argmax())
-
-
-def _find_window(grey: np.ndarray) -> tuple[float, float]:
-    """Return the values shown as black and white: robust percentiles, without the padding around the patient."""
-    step = max(1, round((grey.size / 2e6) ** (1 / 3)))  # two million voxels give the percentiles as well as all
-    values = grey[::step, ::step, ::step].astype(np.float64)
-    values = values[np.isfinite(values)]
-    is_ct = values.size and np.mean(values < _AIR_HU) > 0.01
-    values = values[values > values.min(initial=np.inf)]
-    if not values.size:  # a constant scan
-        return 0.0, 1.0
-    if is_ct and values.max() > _AIR_HU:
-        low, high = np.clip(np.percentile(values[values > _AIR_HU], (1, 99)), *_CT_WINDOW_HU)
-    else:
-        low, high = np.percentile(values, (0.5, 99.5))
-    return float(low), float(max(high, np.nextafter(low, np.inf)))
 
 
 def trace_outlines(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,10 +72,11 @@ class _Sheet:
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND)
+        inches = (width + 1e-6) / DPI, (height + 1e-6) / DPI  # matplotlib cuts off fractions of a pixel
+        self.figure = Figure(figsize=inches, dpi=DPI, facecolor=_BACKGROUND)
         self.canvas = FigureCanvasAgg(self.figure)
 
-    def write(self, x: float, y: float, text: str, colour: str = _TEXT, **style: object) -> None:
+    def write(self, x: float, y: float, text: str, colour: str = _TEXT, **style: Any) -> None:
         """Write `text` with its left middle at a place; names are no mathematics, whatever `$` they hold."""
         style = {"ha": "left", "va": "center", "fontsize": _FONT_PT, **style}
         self.figure.text(x / self.width, 1 - y / self.height, text, color=colour, parse_math=False, **style)
@@ -82,14 +85,14 @@ class _Sheet:
         """Draw a horizontal line that starts at a place."""
         ends = [x / self.width, (x + length) / self.width]
         heights = [1 - y / self.height] * 2
-        style = {"linewidth": width_px * 72 / DPI, "solid_capstyle": "butt"}
-        self.figure.add_artist(Line2D(ends, heights, color=colour, **style))
+        line = Line2D(ends, heights, color=colour, linewidth=width_px * 72 / DPI, solid_capstyle="butt")
+        self.figure.add_artist(line)
 
     def show(
         self,
         corner: tuple[int, int],
         shape: tuple[int, int],
-        *layers: tuple[np.ndarray, dict[str, str]],
+        *layers: tuple[np.ndarray, dict[str, Any]],
         limits: tuple[float, float],
     ) -> None:
         """Show pictures over each other in `shape` (rows, columns) pixels; `limits` are black and white."""
@@ -112,43 +115,51 @@ class _Sheet:
 
 
 def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
-    found, missing = [], []
-    for value, label in enumerate(labels[1:], start=1):
-        if case.counts[value]:
-            found.append((value, label, _format_volume(case.volumes_ml[value])))
-        else:
-            missing.append(label)
     shapes = [_fit_panel(case, plane) for plane in PLANES]
     cells = [max(columns, _MIN_CELL) for _, columns in shapes]
     panels_width = sum(cells) + (len(cells) - 1) * _BETWEEN
     width = max(_MIN_WIDTH, panels_width + 2 * _MARGIN)
-    column_width = _SWATCH + 3 * _GAP + max((_measure(name) + _measure(size) for _, name, size in found), default=0)
-    num_rows = math.ceil(len(found) / max(1, (width - 2 * _MARGIN + 2 * _GAP) // column_width))
-    notes = textwrap.wrap(
-        f"Not found: {', '.join(missing)}" if found and missing else "",
-        width=(width - 2 * _MARGIN) // _CHARACTER,
-        max_lines=2,
-        placeholder=" …",
-    )
+    legend = _arrange_legend(case, labels, width - 2 * _MARGIN)
     legend_y = _TITLE + _ROW + max(rows for rows, _ in shapes) + 2 * _ROW
 
-    sheet = _Sheet(width, legend_y + _ROW * max(num_rows + len(notes), 1))
+    sheet = _Sheet(width, legend_y + _ROW * max(legend.num_rows + len(legend.notes), 1))
     sheet.write(_MARGIN, _TITLE / 2, title if len(title) <= 70 else f"{title[:69]}…", fontsize=11, weight="bold")
     x = (width - panels_width) // 2
     for plane, shape, cell in zip(PLANES, shapes, cells, strict=True):
         _draw_plane(sheet, case, plane, x, cell, shape)
         x += cell + _BETWEEN
-    for position, (value, name, size) in enumerate(found):
-        column, row = divmod(position, num_rows)
-        left, y = _MARGIN + column * column_width, legend_y + row * _ROW
+    for position, (value, name, size) in enumerate(legend.entries):
+        column, row = divmod(position, legend.num_rows)
+        left, y = _MARGIN + column * legend.column_width, legend_y + row * _ROW
         sheet.rule(left, y, _SWATCH - _GAP, pick_colour(value), 5)
         sheet.write(left + _SWATCH, y, name)
-        sheet.write(left + column_width - 2 * _GAP, y, size, _DIM, ha="right")
-    for position, note in enumerate(notes, start=num_rows):
+        sheet.write(left + legend.column_width - 2 * _GAP, y, size, _DIM, ha="right")
+    for position, note in enumerate(legend.notes, start=legend.num_rows):
         sheet.write(_MARGIN, legend_y + position * _ROW, note, _DIM)
-    if not found:
+    if not legend.entries:
         sheet.write(width / 2, legend_y, "no label found", _WARNING, ha="center", fontsize=11, weight="bold")
     return sheet
+
+
+@dataclass(frozen=True)
+class _Legend:
+    """Columns of classes that were found (value, name, volume), and lines on those that were not."""
+
+    entries: list[tuple[int, str, str]]
+    num_rows: int
+    column_width: int
+    notes: list[str]
+
+
+def _arrange_legend(case: Case, labels: Sequence[str], width: int) -> _Legend:
+    found = [value for value in range(1, len(labels)) if case.counts[value]]
+    missing = [labels[value] for value in range(1, len(labels)) if not case.counts[value]]
+    entries = [(value, labels[value], _format_volume(case.volumes_ml[value])) for value in found]
+    column_width = _SWATCH + 3 * _GAP + max((_measure(name) + _measure(size) for _, name, size in entries), default=0)
+    num_columns = max(1, (width + 2 * _GAP) // column_width)
+    absence = f"Not found: {', '.join(missing)}" if found and missing else ""
+    notes = textwrap.wrap(absence, width // _CHARACTER, max_lines=2, placeholder=" …")
+    return _Legend(entries, math.ceil(len(entries) / num_columns), column_width, notes)
 
 
 def _fit_panel(case: Case, plane: Plane) -> tuple[int, int]:

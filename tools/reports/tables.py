@@ -9,6 +9,7 @@ import numbers
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from tools.files import write_atomically
 
@@ -64,7 +65,7 @@ def _transpose(rows: Sequence[Sequence[object]], width: int) -> list[list[object
     return [[row[position] for row in rows] for position in range(width)]
 
 
-def _is_fraction(cell: object) -> bool:
+def _is_fraction(cell: object) -> TypeGuard[float]:
     return isinstance(cell, numbers.Real) and not isinstance(cell, numbers.Integral) and math.isfinite(cell)
 
 
