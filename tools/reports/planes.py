@@ -116,13 +116,13 @@ def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path:
 
 
 def _find_content(content: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around the true voxels and a margin of 4 % of each axis; the whole volume if there are none."""
+    """Return the box around the true voxels and a margin (4 % of an axis, at least 2 voxels), or all if none is."""
     if not content.any():
         return (slice(0, None),) * 3
     box = []
     for axis, size in enumerate(content.shape):
         used = np.flatnonzero(content.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = round(0.04 * size)
+        margin = max(2, round(0.04 * size))
         box.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
     return tuple(box)
 

@@ -64,7 +64,7 @@ def write_preview(
     case = read_case(Path(scan_path), Path(segmentation_path), len(labels))
     picture = _draw(case, labels, title or name_case(scan_path)).render()
     with write_atomically(path) as temporary:
-        picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
+        picture.save(temporary, format="png", dpi=(DPI, DPI))
 
 
 class _Sheet:
@@ -108,7 +108,8 @@ class _Sheet:
         """Return the figure as RGB in 64 levels of grey; the colours stay as they are."""
         self.canvas.draw()
         pixels = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
-        is_grey = (pixels == pixels[..., :1]).all(axis=-1)
+        red, green, blue = np.moveaxis(pixels, -1, 0)
+        is_grey = (red == green) & (green == blue)
         step = 255 / (_GREY_LEVELS - 1)
         pixels[is_grey] = np.round(np.round(pixels[is_grey] / step) * step)
         return Image.fromarray(pixels)
