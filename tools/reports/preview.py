@@ -177,7 +177,7 @@ def _draw_plane(sheet: _Sheet, case: Case, plane: Plane, left: int, cell: int, s
     rows, columns = shape
     x, y = left + (cell - columns) // 2, _TITLE + _ROW
     index, (black, white) = case.slices[plane.axis], case.window
-    grey = np.clip(np.nan_to_num(plane.cut(case.grey, index), nan=black), black, white)
+    grey = np.clip(plane.cut(case.grey, index), black, white)  # NaN stays, and is shown black
     sheet.show(
         (x, y),
         shape,
