@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tools.bundles import CARDS, locate_bundle, locate_model, run_bundle
 from tools.datasets import name_case, read_datalist
@@ -21,14 +19,13 @@ logger = logging.getLogger(__name__)
 EMBEDDED = CARDS / "demo"
 
 
-def demonstrate(bundle: str, card: str, output_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
+def demonstrate(bundle: str, card: str, output_dir: str | Path) -> str:
     """Segment the embedded scans of a data set and return the tables of Dice and volumes as text.
 
     Args:
         bundle: name of the bundle.
         card: name of the data set; the bundle needs a committed model for it.
         output_dir: folder of the results.
-        overrides: further config values.
 
     Raises:
         MissingFileError: if there is no model or no embedded data for that data set.
@@ -46,7 +43,6 @@ def demonstrate(bundle: str, card: str, output_dir: str | Path, overrides: Mappi
             "dataset_dir": data / "imagesTr",
             "output_dir": output_dir,
             "overwrite": True,
-            **(overrides or {}),
         },
     )
     if status:

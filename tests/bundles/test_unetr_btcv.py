@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_i
 from monai.utils import set_determinism
 
 from tools.bundles import BUNDLES, CARDS
-from tools.errors import ToolsError, find_cause
+from tools.errors import find_cause
 
 BUNDLE = BUNDLES / "unetr_btcv"
 CONFIGS = BUNDLE / "configs"
@@ -485,8 +485,3 @@ def test_a_mistake_on_the_command_line_ends_in_one_sentence(overrides, words, da
     assert sentence.startswith("Error: ")
     for word in words:
         assert word in result.stderr
-
-
-def test_errors_are_tools_errors_with_a_remedy():
-    error = ToolsError("file", "this", "that", "do so")
-    assert str(error) == "file: found this, wanted that; do so."
