@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine a figure comes from."""
+"""The machine a figure comes from, and the part of it that this process is."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -18,3 +19,8 @@ def describe_hardware() -> str:
         name = models[0] if models else name
     description = f"{name}, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
+
+
+def is_main_process() -> bool:
+    """Tell whether this process writes files: rank 0 of a distributed run, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from tools.errors import CheckpointError, MissingFileError
 from tools.files import compute_sha256
 from tools.weights import read_checkpoint, read_state_dict, save_checkpoint
+from tools.weights.files import read_metadata
 
 
 @pytest.fixture
@@ -179,7 +182,103 @@ def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, state_dict):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_numpy_numbers_in_a_foreign_checkpoint_are_refused_not_run(tmp_path, state_dict):
-    torch.save({"model": state_dict, "best": np.float64(0.5)}, tmp_path / "weights.pt")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("number", [np.float64(0.5), np.int64(-3), np.float32(0.25), np.bool_(True)])
+def test_numpy_numbers_of_training_scripts_become_plain_ones(tmp_path, state_dict, number, legacy):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": state_dict, "best": number}, path, _use_new_zipfile_serialization=not legacy)
+    if legacy:  # as NumPy 1 wrote its name
+        path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    best = read_checkpoint(path)["best"]
+    assert best == number
+    assert type(best) in (float, int, bool)
+    assert_same(read_state_dict(path), state_dict)
+
+
+def test_numpy_objects_are_refused(tmp_path, state_dict):
+    torch.save({"model": state_dict, "best": np.array(["text", None], dtype=object)}, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="code"):
         read_state_dict(tmp_path / "weights.pt")
+
+
+class FakeScalar:
+    """Pickles as a NumPy scalar of type object: in NumPy, the value could be anything."""
+
+    def __reduce__(self):
+        return np.float64(0).__reduce__()[0], (np.dtype("O"), b"12345678")
+
+
+def test_a_numpy_scalar_of_type_object_is_refused(tmp_path, state_dict):
+    torch.save({"model": state_dict, "best": FakeScalar()}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="wanted tensors saved"):
+        read_state_dict(tmp_path / "weights.pt")
+
+
+def test_the_arguments_of_a_training_script_do_no_harm(tmp_path, state_dict):
+    arguments = argparse.Namespace(arch="vit_small", patch_size=16)
+    torch.save({"teacher": state_dict, "student": {}, "args": arguments}, tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), state_dict)
+
+
+@pytest.mark.parametrize("key", ["network_weights", "net", "teacher", "student"])
+def test_other_wrappers_are_opened(tmp_path, state_dict, key):
+    torch.save({key: state_dict, "epoch": 3}, tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), state_dict)
+
+
+def test_wrappers_in_wrappers_are_opened(tmp_path, state_dict):
+    torch.save({"state_dict": {"model": state_dict}}, tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), state_dict)
+
+
+def test_of_two_networks_the_averaged_one_counts(tmp_path, state_dict):
+    student = {name: torch.zeros_like(tensor) for name, tensor in state_dict.items()}
+    torch.save({"student": student, "teacher": state_dict}, tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), state_dict)
+
+
+def test_safetensors_under_another_name_are_read(tmp_path, state_dict):
+    save_file(state_dict, tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), state_dict)
+
+
+def test_the_header_of_safetensors_is_read(tmp_path, state_dict):
+    save_file(state_dict, tmp_path / "weights.safetensors", metadata={"licence": "CC0"})
+    assert read_metadata(tmp_path / "weights.safetensors") == {"licence": "CC0"}
+    torch.save(state_dict, tmp_path / "weights.pt")
+    assert read_metadata(tmp_path / "weights.pt") == {}
+
+
+class Marked(torch.nn.Module):
+    """A scripted network with attributes that are no tensors, and an empty tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3)
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.sizes = [1, 2]
+        self.names = {"a": 1.0}
+        self.cache = torch.Tensor()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x)) * self.sizes[0] * self.names["a"] + self.cache.numel()
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced"])
+def test_a_torchscript_program_gives_its_tensors(tmp_path, kind):
+    network = Marked().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript, which users still have
+        program = torch.jit.script(network) if kind == "scripted" else torch.jit.trace(network, torch.rand(1, 1, 8, 8))
+        program.save(tmp_path / "weights.pt")
+    assert_same(read_state_dict(tmp_path / "weights.pt"), network.state_dict())
+
+
+def test_code_in_a_torchscript_archive_is_refused_and_never_run(tmp_path, state_dict):
+    marker, path = tmp_path / "was_run", tmp_path / "weights.pt"
+    torch.save({"model": state_dict, "extra": Malice(marker)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("weights/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match=r"code \(posix\.mkdir\)"):
+        read_state_dict(path)
+    assert not marker.exists()

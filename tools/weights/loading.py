@@ -1,100 +1,161 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading of weights into a network: all of them or an error that says which do not fit."""
+"""Loading of weights into a network: with a report of what matched, or refused with what did not."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tools.errors import CheckpointError
-from tools.weights.files import read_state_dict
+from tools.files import compute_sha256
+from tools.hardware import is_main_process
+from tools.weights.files import read_metadata, read_state_dict
+from tools.weights.inflation import Inflation
+from tools.weights.layouts import OWN
+from tools.weights.matching import APPROXIMATELY, match
+from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# MONAI >= 1.4 creates these in every transformer block and uses them only for cross-attention, which no
-# segmentation network here has: 24 tensors of a 12-layer UNETR that checkpoints of MONAI <= 1.3 lack.
-NEVER_USED = ".norm_cross_attn."
 
+def load(
+    network: Network,
+    path: str | Path,
+    layout: str = "auto",
+    *,
+    complete: bool = False,
+    allow_missing: str | None = None,
+    source_grid: Sequence[int] | None = None,
+    inflation: Mapping[str, str] | None = None,
+    report_dir: str | Path | None = None,
+) -> Network:
+    """Load the weights in `path` into `network` and tell what became of every tensor, or refuse them.
 
-def load(network: Network, path: str | Path) -> Network:
-    """Load the weights in `path` into `network` and log what matched; refuse anything but a full match.
-
-    Half-precision files are converted to the network's own precision. The only tensors that may be missing are
-    those that never enter the forward pass (`NEVER_USED`).
+    The layout of the file (see `tools.weights.layouts`) says which part of the network it must fill; all of that part
+    must be there and fit. Half-precision files are converted to the network's own precision.
 
     Args:
         network: the network to fill, changed in place.
         path: a checkpoint, see `read_state_dict`.
+        layout: name of the file's layout; `auto`: found by the names in it.
+        complete: whether every tensor of the network must come from the file, exactly, as inference needs it.
+        allow_missing: pattern of names in the network that may keep their first values all the same, such as
+            `stem.*|fusion.*` to finetune a variant from the plain network.
+        source_grid: patches along X, Y, Z that the file's position table is for, where they form no cube.
+        inflation: arguments of `Inflation`, for 2D weights.
+        report_dir: folder for `weights.json`, the report in full.
 
     Returns:
         `network`, so that a config can write `network: {_target_: tools.weights.load, ...}`.
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is unreadable or belongs to another network.
+        CheckpointError: if it is unreadable or does not fit; its text says what was found and what to do.
+        ConfigValueError: if an argument is wrong.
     """
-    return fill(network, read_state_dict(path), path)
+    path = Path(path).expanduser()
+    state_dict = read_state_dict(path)
+    values, report = match(
+        network,
+        state_dict,
+        layout,
+        complete=complete,
+        allow_missing=allow_missing,
+        source_grid=source_grid,
+        inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        source=str(path),
+    )
+    report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
+    report.licence = read_metadata(path).get("licence", report.licence)
+    if report_dir is not None and is_main_process():
+        report.write(report_dir)
+    return _fill(network, values, report, complete)
 
 
-def fill(network: Network, offered: Mapping[str, torch.Tensor], source: str | Path) -> Network:
-    """Do what `load` does with a state dict that has been read already; `source` is named in messages.
+def fill(network: Network, offered: Mapping[str, Tensor], source: str | Path) -> Network:
+    """Load the network's own state dict, all of it; `source` is named in messages.
 
     Raises:
         CheckpointError: if it belongs to another network.
     """
-    wanted = network.state_dict()
-    missing = [name for name in wanted if name not in offered and NEVER_USED not in name]
-    unexpected = [name for name in offered if name not in wanted]
-    reshaped = [name for name in wanted if name in offered and offered[name].shape != wanted[name].shape]
-    if missing or unexpected or reshaped:
-        raise CheckpointError(
-            source,
-            _describe(offered, wanted, missing, unexpected, reshaped),
-            f"the {len(wanted)} tensors of {type(network).__name__} as configured",
-            "use the overlay that belongs to this checkpoint (models/<name>.yaml), or set the arguments of "
-            "network_def (feature_size, hidden_size, num_classes, roi_size, switches) as they were in training",
-        )
-    network.load_state_dict({**wanted, **offered})
-    parameters = sum(tensor.numel() for tensor in offered.values())
-    logger.info("%s: %d of %d tensors loaded, %.1f M values", source, len(offered), len(wanted), parameters / 1e6)
-    return network
+    values, report = match(network, offered, OWN.name, complete=True, source=str(source))
+    return _fill(network, values, report, complete=True)
 
 
-def initialize(network: Network, path: str | Path | None) -> Network:
+def initialize(network: Network, path: str | Path | None, **options: object) -> Network:
     """Start training from the weights in `path`, or from the random initialisation when `path` is None.
+
+    Args:
+        network: the network to fill, changed in place.
+        path: a checkpoint in any layout, or None.
+        options: those of `load`.
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is unreadable or belongs to another network.
+        CheckpointError: if it is unreadable or does not fit.
     """
     if path is None:
         logger.info("training starts from random weights")
         return network
-    return load(network, path)
+    return load(network, path, **options)  # type: ignore[arg-type]
 
 
-def _describe(
-    offered: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, torch.Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    reshaped: list[str],
-) -> str:
-    matched = len(offered) - len(unexpected) - len(reshaped)
-    parts = [f"{matched} of {len(wanted)} tensors that fit"]
-    if reshaped:
-        name = reshaped[0]
-        shapes = f"{tuple(offered[name].shape)} instead of {tuple(wanted[name].shape)}"
-        parts.append(f"{len(reshaped)} of another shape ({name} {shapes})")
-    if missing:
-        parts.append(f"{len(missing)} missing ({missing[0]})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unknown ({unexpected[0]})")
-    return ", ".join(parts)
+def _fill(network: Network, values: Mapping[str, Tensor], report: MatchReport, complete: bool) -> Network:
+    if not report.accepted:
+        logger.error("%s", report)
+        raise _refuse(report, complete)
+    network.load_state_dict({**network.state_dict(), **values})
+    if is_main_process():
+        logger.info("%s", report.summarize() if complete else report)
+    return network
+
+
+def _refuse(report: MatchReport, complete: bool) -> CheckpointError:
+    """Return the error for weights that do not fit: what was found, what was wanted, what to do."""
+    found = [f"{report.num_loaded} of {report.num_tensors} tensors that fit"]
+    if report.misshapen:
+        name, shapes = next(iter(report.misshapen.items()))
+        found.append(f"{len(report.misshapen)} of another shape ({name} {shapes})")
+    if report.missing:
+        found.append(f"{len(report.missing)} missing ({report.missing[0]})")
+    if report.unexpected and not report.misshapen:
+        found.append(f"{len(report.unexpected)} unknown ({report.unexpected[0]})")
+    if complete and report.fresh:
+        name, classes = next(iter(report.fresh.items()))
+        found.append(f"another output layer ({classes})")
+    if complete and report.untouched:
+        found.append(f"nothing for {len(report.untouched)} others ({report.untouched[0]})")
+    approximate = [f"{name}: {note}" for name, note in report.reshaped.items() if note.endswith(APPROXIMATELY)]
+    if complete and approximate:
+        found.append(f"{len(approximate)} that would have to be approximated ({approximate[0]})")
+    return CheckpointError(
+        report.source,
+        ", ".join(found),
+        f"the {report.num_tensors} tensors of {report.network} as configured",
+        _find_remedy(report, complete),
+    )
+
+
+def _find_remedy(report: MatchReport, complete: bool) -> str:
+    """Say which arguments differ between the file's network and this one, if that is the fault."""
+    holds = f"the file holds {report.title}"
+    if not report.num_loaded:
+        return f"{holds}, for {report.family}: give another file, or use that network"
+    adapted = () if complete else ("in_channels", "out_channels", "patches", "proj_type")
+    differing = [
+        f"{name}={value} (here {report.network_description[name]})"
+        for name, value in report.description.items()
+        if name not in adapted and report.network_description.get(name, value) != value
+    ]
+    if differing:
+        return f"{holds}, with {', '.join(differing)}: set the arguments of network_def so, or give another file"
+    return (
+        f"{holds}: use the overlay that belongs to it (models/<name>.yaml), set the arguments of network_def as they "
+        "were in training, or give another file"
+    )
