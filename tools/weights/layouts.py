@@ -42,6 +42,7 @@ class Layout:
         family: the network it belongs to, for messages.
         planar: whether it is a 2D network, to be inflated.
         normalization: intensities that a 2D network expects, a key of `inflation.NORMALIZATIONS`.
+        norm_epsilon: of the layer norms in a 2D transformer where it is not PyTorch's 1e-5, which MONAI has.
         licence: of the public files in this layout.
         counts: tensors that match in the published network size, for orientation.
     """
@@ -58,6 +59,7 @@ class Layout:
     may_lack: Mapping[str, str] = field(default_factory=dict)
     planar: bool = False
     normalization: str = "imagenet"
+    norm_epsilon: float | None = None
     licence: str = NOT_STATED
     counts: str = ""
 
@@ -159,7 +161,7 @@ _PLANAR_BLOCKS = {
 _PLANAR_DROPS = {
     r"cls_token|dist_token|reg_token|register_tokens": "class and register tokens",
     r"mask_token": "token of the pretext task",
-    r"(head|head_dist|fc|decoder|dino_head|ibot_head|last_layer)[._].*": "head of the 2D task",
+    r"(head|head_dist|fc|dino_head|ibot_head|last_layer|decoder)\..*|decoder_.*": "head of the 2D task",
 }
 
 BEIT_2D = Layout(
@@ -181,6 +183,7 @@ BEIT_2D = Layout(
     },
     family="UNETR",
     planar=True,
+    norm_epsilon=1e-6,
     normalization="half",
     licence="that of the 2D weights (BEiT: MIT, DINOv3: its own)",
     counts="one for each tensor of the 2D trunk",
@@ -197,6 +200,7 @@ VIT_2D = Layout(
     may_lack={**UNUSED, r"vit\.norm\.(weight|bias)": "the 2D network has no final normalization"},
     family="UNETR",
     planar=True,
+    norm_epsilon=1e-6,
     licence="that of the 2D weights (DINO, DINOv2: Apache-2.0)",
     counts="one for each tensor of the 2D trunk",
 )

@@ -62,6 +62,7 @@ def match(
     parts = _prepare(tensors, table, network, inflation or Inflation(), report)
     renamed = _rename(parts, table, wanted, report)
     report.description = describe_network({name: part.tensor for name, part in renamed.items()})
+    report.norm_epsilon = table.norm_epsilon
     report.network_description = describe_network(wanted)
     values = _place(renamed, network, wanted, table, source_grid, allow_missing, report)
     _tell_absent(values, wanted, table, allow_missing, report)
