@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
+
+from fire.parser import DefaultParseValue
 
 from tools.errors import ConfigValueError, MissingFileError
 
@@ -59,23 +63,63 @@ def locate_model(bundle: str, card: str) -> Path:
     return path
 
 
-def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object]) -> int:
+def make_command(config_files: Sequence[Path], overrides: Mapping[str, object]) -> list[str]:
+    """Return the words of `python -m monai.bundle run` with config files, merged in order, and overrides.
+
+    Raises:
+        ConfigValueError: if the command line cannot carry an override's name or value.
+    """
+    files = json.dumps([str(path) for path in config_files])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
+    for key, value in overrides.items():
+        command += [f"--{key}", _spell(key, value)]
+    return command
+
+
+def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object], output: IO[bytes] | None = None) -> int:
     """Run `python -m monai.bundle run` in a process of its own and return its exit status.
 
     Args:
         config_files: merged in order; the bundle's own file first.
         overrides: keys and values of the command line.
+        output: an open file that gets the command and all it prints; default: the screen.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        json.dumps([str(path) for path in config_files]),
-    ]
-    command += [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-    logger.info("%s", shlex.join(["python", *command[1:]]))
+    command = make_command(config_files, overrides)
+    line = shlex.join(["python", *command[1:]])
+    if output is None:
+        logger.info("%s", line)
+    else:
+        output.write(f"$ {line}\n".encode())
+        output.flush()
     # MONAI warns at each start that configs are code; these are the repository's own
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, env=environment, check=False).returncode
+    errors = None if output is None else subprocess.STDOUT
+    return subprocess.run(command, env=environment, stdout=output, stderr=errors, check=False).returncode
+
+
+def _spell(key: str, value: object) -> str:
+    """Return the text that fire and MONAI read as `value`: plain where that is enough, else quoted."""
+    if any(sign in key for sign in "-+="):
+        remedy = "write it in a config file"
+        raise ConfigValueError(f"--{key}", "a name with -, + or =", "one that the command line keeps", remedy)
+    value = _make_literal(value)
+    # a text like 0.5 would become a number without quotes, and one like -x an option
+    candidates = [repr(value)] if isinstance(value, str) and value.startswith("-") else [str(value), repr(value)]
+    for text in candidates:
+        read = DefaultParseValue(text)
+        if read == value and type(read) is type(value):
+            return text
+    raise ConfigValueError(f"--{key}", repr(value), "text, numbers, lists and mappings", "write it in a config file")
+
+
+def _make_literal(value: object) -> object:
+    """Replace what the command line loses, null (MONAI drops it) and infinity, by expressions of MONAI."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _make_literal(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_make_literal(entry) for entry in value]
+    if value is None:
+        return "$None"
+    return f"$float('{value}')" if isinstance(value, float) and not math.isfinite(value) else value
