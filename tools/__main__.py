@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import fire
 
-from tools import demonstration, publishing
+from tools import demonstration, publishing, studies
 from tools.errors import report_plainly
+from tools.weights import catalogue, conversion, fetching
 
 
 def demo(bundle: str = "unetr_btcv", card: str = "msd04_hippocampus", output_dir: str = "runs/demo") -> None:
@@ -36,11 +39,85 @@ def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: s
     print(f"\n{publishing.publish(bundle, card, checkpoint, recipe, dataset_dir)}")
 
 
+def study(path: str, dataset_dir: str, output_dir: str = "runs/studies", document: str | None = None) -> None:
+    """Do what is not done yet of a study, and print its table.
+
+    Args:
+        path: the study, <bundle>/studies/<name>.yaml.
+        dataset_dir: the data set.
+        output_dir: folder of the runs.
+        document: file that gets the table between its markers; the numbers go to results/ beside the study.
+    """
+    folder = Path(output_dir) / Path(path).stem
+    print(f"\n{studies.run_study(path, dataset_dir, folder)}")
+    print(f"\n{studies.write_summary(path, folder, document) if document else studies.summarize(path, folder)}")
+
+
+def inspect_weights(file: str, to: str | None = None) -> None:
+    """Tell what a checkpoint holds, and with --to whether it fits a bundle.
+
+    Args:
+        file: a checkpoint in any layout.
+        to: name of a bundle; the match with its network is told too, nothing is written.
+    """
+    print(f"\n{conversion.inspect(file)}")
+    if to is not None:
+        print(f"\n{conversion.compare(file, conversion.build_network(to))}")
+
+
+def convert_weights(
+    file: str, to: str, out: str, config_file: str | Sequence[str] = (), layout: str = "auto", **inflation: str
+) -> None:
+    """Write the weights in a checkpoint under the names that the network of a bundle has.
+
+    Args:
+        file: a checkpoint in any layout.
+        to: name of the bundle.
+        out: file to write, .safetensors, or .pt for a whole network.
+        config_file: overlays on the bundle's train.yaml that change its network.
+        layout: of the checkpoint, where it is not recognized.
+        inflation: for 2D weights: --method average or center, --normalization imagenet, half or none.
+    """
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    network = conversion.build_network(to, files)
+    print(f"\n{conversion.convert(file, network, out, layout=layout, inflation=inflation)}")
+
+
+def list_weights() -> None:
+    """List the public weights of all bundles."""
+    print(f"\n{catalogue.list_files()}")
+
+
+def fetch_weights(bundle: str, name: str | None = None, mirror: str | None = None) -> None:
+    """Download public weights of a bundle, verify, check and convert them.
+
+    Args:
+        bundle: name of the bundle.
+        name: which weights, see `list`; all; default: the first.
+        mirror: a folder or an address that has the files under their own names.
+    """
+    for path in fetching.fetch(bundle, name, mirror):
+        print(f"\n{path}")
+
+
+COMMANDS = {
+    "demo": demo,
+    "publish": publish,
+    "study": study,
+    "weights": {
+        "inspect": inspect_weights,
+        "convert": convert_weights,
+        "list": list_weights,
+        "fetch": fetch_weights,
+    },
+}
+
+
 def main() -> None:
     """Run the command line; errors in the input end it with one sentence and status 1."""
     report_plainly()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    fire.Fire({"demo": demo, "publish": publish}, name="tools")
+    fire.Fire(COMMANDS, name="tools")
 
 
 if __name__ == "__main__":

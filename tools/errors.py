@@ -62,6 +62,10 @@ class CheckpointError(ToolsError):
     """A checkpoint cannot be read, or belongs to another network."""
 
 
+class DownloadError(ToolsError):
+    """A file could not be downloaded, or what arrived is not the file that was wanted."""
+
+
 class ConfigValueError(ToolsError):
     """A config value is outside what the code can work with."""
 

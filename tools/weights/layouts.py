@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "net.")
 # network has: 24 tensors of a 12-layer UNETR that files of MONAI <= 1.3 lack.
 UNUSED = {r".*\.norm_cross_attn\.(weight|bias)": "never used in the forward pass"}
 CROSS_ATTENTION = {r"(vit\.)?blocks\.\d+\.cross_attn\..*": "never used in the forward pass (MONAI 1.4 and 1.5)"}
+PART = "part"  # in the header of a file that `convert` wrote
 NOT_STATED = "not stated by its owner"
 
 
@@ -317,6 +318,12 @@ def get_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise ConfigValueError("layout", repr(name), f"auto or one of {', '.join(LAYOUTS)}", "correct it")
     return LAYOUTS[name]
+
+
+def describe_part(names: Collection[str]) -> Layout:
+    """Return the layout of a file that `convert` wrote: a part of the network under the network's own names."""
+    fills = "|".join(re.escape(name) for name in names)
+    return replace(OWN, name=PART, title="a part of a network, converted", fills=fills, counts="as many as it has")
 
 
 def strip_prefixes(name: str) -> str:

@@ -15,7 +15,7 @@ from tools.files import compute_sha256
 from tools.hardware import is_main_process
 from tools.weights.files import read_metadata, read_state_dict
 from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN
+from tools.weights.layouts import OWN, PART
 from tools.weights.matching import APPROXIMATELY, match
 from tools.weights.report import MatchReport
 
@@ -60,7 +60,9 @@ def load(
         ConfigValueError: if an argument is wrong.
     """
     path = Path(path).expanduser()
-    state_dict = read_state_dict(path)
+    state_dict, metadata = read_state_dict(path), read_metadata(path)
+    if layout == "auto" and metadata.get("layout") == PART:
+        layout = PART
     values, report = match(
         network,
         state_dict,
@@ -72,7 +74,7 @@ def load(
         source=str(path),
     )
     report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
-    report.licence = read_metadata(path).get("licence", report.licence)
+    report.licence = metadata.get("licence", report.licence)
     if report_dir is not None and is_main_process():
         report.write(report_dir)
     return _fill(network, values, report, complete)
@@ -109,7 +111,7 @@ def initialize(network: Network, path: str | Path | None, **options: object) -> 
 def _fill(network: Network, values: Mapping[str, Tensor], report: MatchReport, complete: bool) -> Network:
     if not report.accepted:
         logger.error("%s", report)
-        raise _refuse(report, complete)
+        raise refuse(report, complete)
     network.load_state_dict({**network.state_dict(), **values})
     if report.norm_epsilon is not None:
         # with MONAI's 1e-5 the blocks of DINOv2 drift from the 2D network's by 2e-4, with this by 1e-5
@@ -121,7 +123,7 @@ def _fill(network: Network, values: Mapping[str, Tensor], report: MatchReport, c
     return network
 
 
-def _refuse(report: MatchReport, complete: bool) -> CheckpointError:
+def refuse(report: MatchReport, complete: bool) -> CheckpointError:
     """Return the error for weights that do not fit: what was found, what was wanted, what to do."""
     found = [f"{report.num_loaded} of {report.num_tensors} tensors that fit"]
     if report.misshapen:

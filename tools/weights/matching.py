@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from tools.errors import CheckpointError
 from tools.weights.adaptation import PROJECTION, adapt
 from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN, Layout, find_reason, get_layout, recognize, strip_prefixes
+from tools.weights.layouts import (
+    OWN,
+    PART,
+    Layout,
+    describe_part,
+    find_reason,
+    get_layout,
+    recognize,
+    strip_prefixes,
+)
 from tools.weights.planar import Part, fold_layer_scale, inflate, join_biases
 from tools.weights.report import MatchReport
 
@@ -109,6 +118,8 @@ def _choose_layout(
     needed = {name for name in wanted if find_reason(OWN.may_lack, name) is None}
     if needed <= state_dict.keys() <= wanted.keys():
         return state_dict, _choose_identity(state_dict, layout)
+    if layout == PART:
+        return state_dict, describe_part(state_dict.keys())
     stripped = _strip(state_dict, source)
     if needed <= stripped.keys() <= wanted.keys():
         return stripped, _choose_identity(stripped, layout)

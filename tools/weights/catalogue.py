@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public weights that bundles name in `large_files.yml`: what they are and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigComponent
+from torch import nn
+
+from tools.bundles import BUNDLES
+from tools.errors import ConfigValueError
+from tools.reports import format_table
+from tools.weights.layouts import LAYOUTS
+
+FILE_NAME = "large_files.yml"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicFile:
+    """One entry of `large_files.yml`; MONAI's `download_large_files` reads the same file.
+
+    Args:
+        bundle: folder of the bundle.
+        name: for `--name`.
+        path: of the file, in the bundle.
+        url: where it is.
+        licence: of the weights, as far as their owner says.
+        layout: key of `LAYOUTS`.
+        hash_val: digest of the file, None where the owner publishes none.
+        hash_type: `sha256` or `md5`.
+        size_bytes: exact size, None where it is not known.
+        size_mb: about how large it is.
+        network: `_target_` and arguments of the network that the weights must fit; None: only read.
+        converted: of whole models: the file, in the bundle, that has them under the names of this MONAI.
+        inflation: arguments of `Inflation`, for 2D weights.
+    """
+
+    bundle: Path
+    name: str
+    path: str
+    url: str
+    licence: str
+    layout: str
+    hash_val: str | None = None
+    hash_type: str = "sha256"
+    size_bytes: int | None = None
+    size_mb: int | None = None
+    network: Mapping[str, Any] | None = None
+    converted: str | None = None
+    inflation: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def target(self) -> Path:
+        """Where the file belongs."""
+        return self.bundle / self.path
+
+    def build_network(self) -> nn.Module | None:
+        """Return the network that the weights must fit, None if the entry names none."""
+        # a component by itself: expressions in the file are not evaluated
+        return ConfigComponent(config=dict(self.network)).instantiate() if self.network else None
+
+
+def read_catalogue(bundle: str) -> list[PublicFile]:
+    """Return the public files of a bundle, its default first.
+
+    Raises:
+        ConfigValueError: if there is no such bundle, or an entry of its file is wrong.
+    """
+    known = sorted(path.parent.name for path in BUNDLES.glob(f"*/{FILE_NAME}"))
+    if bundle not in known:
+        raise ConfigValueError("bundle", repr(bundle), f"one of {', '.join(known)}", "correct the name")
+    source = BUNDLES / bundle / FILE_NAME
+    content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    entries = content.get("large_files") if isinstance(content, Mapping) else None
+    if not isinstance(entries, list):
+        raise ConfigValueError(source, "no list large_files", "a list of files", "correct the file")
+    return [_read_entry(entry, source, position) for position, entry in enumerate(entries)]
+
+
+def choose_files(bundle: str, name: str | None) -> list[PublicFile]:
+    """Return the file of that name, all of them for `all`, the bundle's default for None.
+
+    Raises:
+        ConfigValueError: if there is none of that name.
+    """
+    files = read_catalogue(bundle)
+    if name == "all":
+        return files
+    chosen = files[:1] if name is None else [file for file in files if file.name == name]
+    if not chosen:
+        near = difflib.get_close_matches(str(name), [file.name for file in files], n=1)
+        hint = f"give --name {near[0]}" if near else "correct the name"
+        known = ", ".join(file.name for file in files)
+        raise ConfigValueError("--name", repr(name), f"all or one of {known}", hint)
+    return chosen
+
+
+def list_files() -> str:
+    """Return a table of the public files of all bundles."""
+    rows = []
+    for path in sorted(BUNDLES.glob(f"*/{FILE_NAME}")):
+        for file in read_catalogue(path.parent.name):
+            size = f"{file.size_mb} MB" if file.size_mb else "not known"
+            rows.append((path.parent.name, file.name, size, "yes" if file.target.is_file() else "no", file.licence))
+    return format_table(["bundle", "name", "size", "here", "licence"], rows)
+
+
+def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
+    place = f"{source}, entry {position + 1}"
+    fields = {field.name: field for field in dataclasses.fields(PublicFile) if field.name != "bundle"}
+    if not isinstance(entry, Mapping):
+        raise ConfigValueError(place, repr(entry), "a mapping", "correct the entry")
+    for name in entry:
+        if name not in fields:
+            raise ConfigValueError(place, f"the key {name}", f"keys among {', '.join(fields)}", "correct the key")
+    for name, field in fields.items():
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and not entry.get(name):
+            raise ConfigValueError(place, f"no {name}", f"an entry with {name}", "complete the entry")
+    for name in ("path", "converted"):
+        path = PurePosixPath(entry.get(name) or ".")
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigValueError(place, f"{name} {path}", "a path inside the bundle", "correct the path")
+    if entry["layout"] not in LAYOUTS:
+        raise ConfigValueError(place, f"layout {entry['layout']}", f"one of {', '.join(LAYOUTS)}", "correct it")
+    return PublicFile(bundle=source.parent, **entry)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints looked into, and written again under the names that a network of today has."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tools.bundles import locate_bundle
+from tools.errors import ConfigValueError
+from tools.files import compute_sha256, write_atomically
+from tools.weights.files import read_metadata, read_state_dict, save_checkpoint
+from tools.weights.inflation import Inflation
+from tools.weights.layouts import OWN, PART, recognize, strip_prefixes
+from tools.weights.loading import refuse
+from tools.weights.matching import describe_network, match
+from tools.weights.report import MatchReport
+
+logger = logging.getLogger(__name__)
+
+
+def inspect(path: str | Path) -> str:
+    """Return what a checkpoint holds: tensors, layout, licence, and the network that it belongs to.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is no checkpoint.
+    """
+    path = Path(path).expanduser()
+    state_dict = read_state_dict(path)
+    tensors = {strip_prefixes(name): tensor for name, tensor in state_dict.items()}
+    layout = recognize(tensors)
+    kept = {layout.rename(name): tensor for name, tensor in tensors.items() if layout.find_drop(name) is None}
+    described = describe_network({name: tensor for name, tensor in kept.items() if name is not None})
+    if layout.planar:
+        described = {name: described[name] for name in ("hidden_size", "mlp_dim", "num_layers") if name in described}
+        described |= {"patch_size": tensors["patch_embed.proj.weight"].shape[2], "planar": True}
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    values = sum(tensor.numel() for tensor in tensors.values())
+    dropped = len(tensors) - sum(layout.find_drop(name) is None for name in tensors)
+    rows = {
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
+        "sha256": compute_sha256(path),
+        "tensors": f"{len(tensors)}, {values / 1e6:.1f} M values, {', '.join(f'{n} {k}' for k, n in kinds.items())}",
+        "layout": f"{layout.name}: {layout.title}",
+        "source": layout.source,
+        "licence": read_metadata(path).get("licence", layout.licence),
+        "for": f"{layout.family}, {layout.fills if layout is not OWN else 'all tensors'}",
+        "left out": str(dropped),
+        "network": ", ".join(f"{name}={value}" for name, value in described.items()) or "not recognized",
+    }
+    return "\n".join(f"{name:<8}  {text}" for name, text in rows.items())
+
+
+def compare(path: str | Path, network: nn.Module) -> MatchReport:
+    """Return what a checkpoint and a network have in common; nothing is loaded.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is unreadable or does not fit.
+    """
+    return _match_file(Path(path).expanduser(), network, "auto", None)[1]
+
+
+def build_network(bundle: str, config_files: Sequence[str | Path] = ()) -> nn.Module:
+    """Return the network of a bundle as `train.yaml` and the overlays after it define it, with first values.
+
+    Raises:
+        ConfigValueError: if there is no such bundle or file.
+    """
+    root = locate_bundle(bundle)
+    paths = [root / "configs" / "train.yaml", *(Path(path) for path in config_files)]
+    if absent := [path for path in paths if not path.is_file()]:
+        raise ConfigValueError(absent[0], "no such file", "a config file", "correct the path")
+    config = ConfigParser.load_config_files([str(path) for path in paths])
+    return ConfigParser({**config, "bundle_root": str(root)}).get_parsed_content("network_def")
+
+
+def convert(
+    path: str | Path,
+    network: nn.Module,
+    out: str | Path,
+    *,
+    layout: str = "auto",
+    inflation: Mapping[str, str] | None = None,
+) -> str:
+    """Write the weights in `path` under the names and in the shapes of `network`, and return the report.
+
+    Where they are the whole network, the file is its full state dict, which MONAI loads strictly. Where they are a
+    part, such as a pre-trained encoder, the file has that part only and says so in its header: random values never
+    pass for trained ones.
+
+    Args:
+        path: a checkpoint in any layout.
+        network: what it is for.
+        out: `.safetensors`, or `.pt` (`{"model": ...}`, as MONAI writes) for a whole network.
+        layout: of `path`.
+        inflation: arguments of `Inflation`, for 2D weights.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is unreadable or does not fit.
+        ConfigValueError: if `out` has another ending, or a part is to be written as `.pt`.
+    """
+    path, out = Path(path).expanduser(), Path(out).expanduser()
+    if out.suffix not in (".safetensors", ".pt"):
+        raise ConfigValueError("--out", str(out), "a .safetensors or .pt file", "correct the name")
+    values, report = _match_file(path, network, layout, inflation)
+    whole = not (report.untouched or report.fresh)
+    if not whole and out.suffix == ".pt":
+        raise ConfigValueError(
+            "--out",
+            f"{out} for {report.num_loaded} of {report.num_tensors} tensors",
+            "a .safetensors file, which can say that it holds a part",
+            f"give --out {out.with_suffix('.safetensors')}",
+        )
+    wanted = network.state_dict()
+    tensors = {name: value.to(wanted[name].dtype).contiguous() for name, value in values.items()}
+    if whole:
+        tensors = {**wanted, **tensors}
+    if out.suffix == ".pt":
+        save_checkpoint({"model": tensors}, out)
+    else:
+        header = {
+            "format": "pt",
+            "layout": OWN.name if whole else PART,
+            "licence": report.licence,
+            "source": f"{path.name}, sha256 {report.sha256}, {report.title}",
+        }
+        with write_atomically(out) as temporary:
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
+    written = "whole network" if whole else "a part of the network, for --pretrained"
+    return f"{report}\nwritten  {out}: {len(tensors)} tensors, {written}"
+
+
+def _match_file(
+    path: Path, network: nn.Module, layout: str, inflation: Mapping[str, str] | None
+) -> tuple[dict[str, Tensor], MatchReport]:
+    values, report = match(
+        network,
+        read_state_dict(path),
+        layout,
+        inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        source=str(path),
+    )
+    report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
+    if not report.accepted:
+        logger.error("%s", report)
+        raise refuse(report, complete=False)
+    return values, report

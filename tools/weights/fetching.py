@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public weights fetched for a bundle: downloaded, verified, checked against their network, converted."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tools.errors import CheckpointError
+from tools.weights.catalogue import PublicFile, choose_files
+from tools.weights.conversion import convert
+from tools.weights.downloads import download
+from tools.weights.files import read_state_dict
+from tools.weights.inflation import Inflation
+from tools.weights.layouts import recognize, strip_prefixes
+from tools.weights.loading import refuse
+from tools.weights.matching import match
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(bundle: str, name: str | None = None, mirror: str | None = None) -> list[Path]:
+    """Fetch public weights of a bundle into its folder, and return the files to be used.
+
+    A file that is there already is verified and not fetched again, so that this works without a network.
+
+    Args:
+        bundle: name of the bundle.
+        name: of an entry in its `large_files.yml`; `all`; None for the first, the bundle's default.
+        mirror: folder or URL that has the files under their own names.
+
+    Raises:
+        ConfigValueError: if bundle or name are unknown.
+        DownloadError: if a file cannot be had; its text says what to do by hand.
+        CheckpointError: if what arrived are not the weights that the bundle means.
+    """
+    return [_fetch_file(file, mirror) for file in choose_files(bundle, name)]
+
+
+def _fetch_file(file: PublicFile, mirror: str | None) -> Path:
+    path = download(
+        file.url,
+        file.target,
+        size_bytes=file.size_bytes,
+        hash_val=file.hash_val,
+        hash_type=file.hash_type,
+        mirror=mirror,
+        check=lambda part: _check(part, file),
+    )
+    logger.info("%s: %s", file.name, path)
+    network = file.build_network() if file.converted else None
+    if file.converted is None or network is None:
+        return path
+    converted = file.bundle / file.converted
+    logger.info("%s", convert(path, network, converted, layout=file.layout))
+    return converted
+
+
+def _check(part: Path, file: PublicFile) -> None:
+    """Raise `CheckpointError` unless the file is in the layout that the bundle says and fits its network."""
+    try:
+        state_dict = read_state_dict(part)
+    except CheckpointError as error:  # told with the address, the name on disk is a temporary one
+        raise CheckpointError(file.url, error.found, error.wanted, error.remedy) from error
+    found = recognize({strip_prefixes(name): tensor for name, tensor in state_dict.items()})
+    if found.name != file.layout:
+        raise CheckpointError(
+            file.url, f"{found.title} ({found.name})", f"the layout {file.layout}", "tell the maintainers of the bundle"
+        )
+    network = file.build_network()
+    if network is not None:
+        _, report = match(
+            network,
+            state_dict,
+            file.layout,
+            inflation=Inflation(**file.inflation),  # type: ignore[arg-type]
+            source=file.url,
+        )
+        logger.info("%s", report)
+        if not report.accepted:
+            raise refuse(report, complete=False)
