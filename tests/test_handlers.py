@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Average
 from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
@@ -221,7 +222,7 @@ def test_the_checkpoint_of_another_network_cannot_be_resumed(tmp_path):
 
 def test_weights_alone_cannot_be_resumed(tmp_path):
     torch.save({"model": Training(tmp_path).network.state_dict()}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last\.pt: found no optimizer, .*--resume false"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: found no optimizer, .*--resume False"):
         Training(tmp_path, resume=True).run()
 
 
@@ -313,6 +314,48 @@ def test_the_record_holds_every_epoch_and_a_curve_is_drawn(tmp_path):
     assert report["best"] == second
     assert (report["seed"], report["steps"], report["torch"]) == (0, 6, torch.__version__)
     assert report["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in report["epochs"]))
+    assert (tmp_path / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+class ScriptedError(ScriptedValidator):
+    """Reaches the given errors; one number without classes, as in pre-training."""
+
+    def validate(self, engine: Engine) -> None:
+        super().validate(engine)
+        self.state.metric_details = {}
+
+
+def script_pretraining(folder: Path, errors: list[float]) -> TrainingRecord:
+    """Run epochs whose trainer has metrics and whose validation ends with `errors`."""
+    network = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    validator = ScriptedError(errors)
+    record = TrainingRecord(folder, [], optimizer, validator, metric="reconstruction", lower_is_better=True)
+    trainer = Engine(lambda engine, batch: [{"loss": 1 / engine.state.iteration}])
+    Average(lambda output: output[0]["loss"] / 2).attach(trainer, "loss/half")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validator.validate)
+    TrainingCheckpoint(folder, network, optimizer, scheduler, record, 0).attach(trainer)
+    trainer.run([0, 1], max_epochs=len(errors))
+    return record
+
+
+def test_of_an_error_the_lowest_is_the_best(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        record = script_pretraining(tmp_path, [0.6, 0.2, 0.4, 0.2])
+    assert record.best is not None
+    assert record.best["epoch"] == 2
+    best = read_checkpoint(tmp_path / "best.pt")
+    assert (best["epoch"], best["best_metric"]) == (2, 0.2)
+    assert "epoch 3: Reconstruction 0.4000; best 0.2000 in epoch 2" in caplog.text
+
+
+def test_the_metrics_of_the_trainer_are_recorded_beside_the_loss(tmp_path):
+    script_pretraining(tmp_path, [0.6, 0.2])
+    report = json.loads((tmp_path / "training.json").read_text())
+    for epoch in report["epochs"]:
+        assert list(epoch) == ["epoch", "loss", "learning_rate", "seconds", "loss/half", "reconstruction"]
+        assert epoch["loss/half"] == pytest.approx(epoch["loss"] / 2)
     assert (tmp_path / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -43,3 +43,25 @@ def test_validation_adds_lines_to_the_picture(tmp_path: Path):
     half = without.shape[1] // 2
     black = [(picture[:, half:, :3].max(axis=2) < 0.1).sum() for picture in (without, with_dice)]
     assert black[1] > 1.2 * black[0]
+
+
+def test_each_term_of_a_loss_has_its_panel(tmp_path: Path):
+    history = make_history(4, 2)
+    plot_learning_curve(history, tmp_path / "plain.png")
+    for entry in history:
+        entry |= {"loss/a": 0.6 * entry["loss"], "loss/b": 0.4 * entry["loss"]}
+    plot_learning_curve(history, tmp_path / "terms.png")
+    plain, terms = (imread(tmp_path / f"{name}.png").shape for name in ("plain", "terms"))
+    assert terms[0] > 1.5 * plain[0]
+
+
+@pytest.mark.parametrize(("lower_is_better", "best"), [(True, 3), (False, 1)])
+def test_the_best_epoch_is_marked(lower_is_better: bool, best: int, tmp_path: Path, monkeypatch):
+    marked = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda axes, epoch, **style: marked.append(epoch))
+    history = [
+        {"epoch": epoch, "loss": 1.0, "learning_rate": 1e-3, "error": error}
+        for epoch, error in enumerate((3.0, 1.5, 1.0, 2.0), start=1)
+    ]
+    plot_learning_curve(history, tmp_path / "curve.png", "error", lower_is_better)
+    assert marked == [best]

@@ -24,6 +24,7 @@ import pytest
 from huggingface_hub.utils import close_session
 
 from tools.errors import CheckpointError, ConfigValueError, DownloadError
+from tools.files import write_json
 from tools.weights import downloads
 from tools.weights.downloads import download
 
@@ -33,6 +34,7 @@ HALF = len(CONTENT) // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_URL = "https://huggingface.co/owner/repo/resolve/main/folder/a.bin"
+HANG_UP = 0
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 
 
@@ -53,7 +55,7 @@ class Site:
     has_ranges: bool = True
     has_length: bool = True
     content_range: str = "bytes {start}-{last}/{total}"
-    faults: list[int | Drop] = field(default_factory=list)  # for the next requests, in order; a number is a status
+    faults: list[int | Drop | None] = field(default_factory=list)  # of the next requests; a number is a status
     redirects: dict[str, str] = field(default_factory=dict)
     redirect_headers: dict[str, str] = field(default_factory=dict)
     stall: threading.Event | None = None  # to wait for in the middle of the body
@@ -80,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         request = SimpleNamespace(method=self.command, path=self.path, headers=self.headers, sent_bytes=0)
         site.log.append(request)
         fault = site.faults.pop(0) if site.faults else None
+        if fault == HANG_UP:
+            return None
         if isinstance(fault, int):
             return self.send_error(fault)
         if target := site.redirects.get(self.path):
@@ -270,10 +274,11 @@ def test_a_web_page_is_refused(site, path):
     assert list_names(path) == []
 
 
-def test_weights_that_are_called_a_web_page_are_taken(site, path):
-    site.headers = {"Content-Type": "text/html"}
+@pytest.mark.parametrize(("content", "kind"), [(CONTENT, "text/html"), (b"<html>", "application/octet-stream")])
+def test_what_only_resembles_a_web_page_is_taken(site, path, content, kind):
+    site.content, site.headers = content, {"Content-Type": kind}
     download(site.url, path)
-    assert path.read_bytes() == CONTENT
+    assert path.read_bytes() == content
 
 
 # --- files that are there already
@@ -423,12 +428,18 @@ def test_a_known_size_tells_a_truncated_file_where_the_server_does_not(site, pat
     assert path.read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_sends_all_again(site, path):
+@pytest.mark.parametrize("headers", [{}, {"Content-Range": f"bytes {HALF}-{len(CONTENT) - 1}/{len(CONTENT)}"}])
+def test_a_server_without_ranges_sends_all_again(site, path, headers):
     site.has_ranges = False
+    site.headers |= headers
+    abort(site, path)
+    with pytest.raises(DownloadError, match="found sha256"):
+        download(site.url, path, hash_val="0" * 64)
+    assert site.sent_bytes == [len(CONTENT)]  # not continued, so not once more
     site.faults = [Drop(HALF)]
     download(site.url, path, hash_val=SHA256)
     assert path.read_bytes() == CONTENT
-    assert site.sent_bytes == [HALF, len(CONTENT)]
+    assert site.sent_bytes == [len(CONTENT), HALF, len(CONTENT)]
 
 
 @pytest.mark.parametrize("validator", ["ETag", "Last-Modified"])
@@ -478,19 +489,35 @@ def test_a_continued_file_with_a_wrong_hash_is_downloaded_once_more(site, path):
 
 def test_a_wrong_hash_is_not_downloaded_for_ever(site, path):
     abort(site, path)
+    site.faults = [None, Drop(HALF)]  # the second attempt is continued too
     with pytest.raises(DownloadError, match="found sha256"):
         download(site.url, path, hash_val="0" * 64)
-    assert site.sent_bytes == [len(CONTENT) - HALF, len(CONTENT)]
+    assert site.sent_bytes == [len(CONTENT) - HALF, HALF, len(CONTENT) - HALF]
     assert list_names(path) == []
 
 
-@pytest.mark.parametrize("lie", ["bytes 7-{last}/{total}", "bytes {start}-{last}/9999", "bytes {start}-{last}/*", ""])
-def test_another_range_than_wanted_is_not_appended(site, path, lie):
+@pytest.mark.parametrize("total_bytes", [len(CONTENT), None])
+@pytest.mark.parametrize("lie", ["bytes 7-{last}/{total}", "bytes {start}-{last}/*", ""])
+def test_another_range_than_wanted_is_not_appended(site, path, lie, total_bytes):
     abort(site, path)
+    write_json(path.with_name(".a.bin.part.json"), {"url": site.url, "validator": '"v1"', "total_bytes": total_bytes})
     site.content_range = lie
     download(site.url, path)
     assert path.read_bytes() == CONTENT
     assert "Range" not in site.log[1].headers
+
+
+@pytest.mark.parametrize("total_bytes", [len(CONTENT), None])
+def test_the_rest_of_a_file_of_another_size_is_refused(site, path, total_bytes):
+    abort(site, path)
+    write_json(path.with_name(".a.bin.part.json"), {"url": site.url, "validator": '"v1"', "total_bytes": total_bytes})
+    site.content_range = "bytes {start}-{last}/9999"
+    if total_bytes is None:  # only what arrives shows that the server is wrong
+        with pytest.raises(DownloadError, match=f"found {len(CONTENT)} bytes, wanted 9999 bytes"):
+            download(site.url, path)
+        assert list_names(path) == []
+    download(site.url, path)
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_file_that_became_shorter_is_downloaded_from_the_start(site, path):
@@ -515,6 +542,17 @@ def test_a_damaged_note_means_from_the_start(site, path, note):
     download(site.url, path)
     assert path.read_bytes() == CONTENT
     assert site.sent_bytes == [len(CONTENT)]
+
+
+def test_another_file_in_between_does_not_cost_what_has_arrived(site, path):
+    abort(site, path)
+    site.content, site.headers = OTHER[:-1], {"ETag": '"v2"'}
+    with pytest.raises(DownloadError, match=f"found {len(CONTENT) - 1} bytes, wanted {len(CONTENT)} bytes"):
+        download(site.url, path, size_bytes=len(CONTENT))
+    site.content, site.headers = CONTENT, {"ETag": '"v1"'}
+    site.log.clear()
+    download(site.url, path)
+    assert site.sent_bytes == [len(CONTENT) - HALF]
 
 
 def test_a_web_page_in_between_does_not_cost_what_has_arrived(site, path):
@@ -549,6 +587,16 @@ def test_a_busy_server_is_asked_again(site, path, status, naps):
     download(site.url, path)
     assert path.read_bytes() == CONTENT
     assert naps == [1, 2]
+
+
+def test_a_server_that_hangs_up_is_asked_again(site, path, naps):
+    site.faults = [HANG_UP]
+    download(site.url, path)
+    assert path.read_bytes() == CONTENT
+    assert naps == [1]
+    site.faults = [HANG_UP] * 20
+    with pytest.raises(DownloadError, match=r"found no answer \(Remote end closed connection"):
+        download(site.url, path.with_name("b.bin"))
 
 
 def test_a_server_that_stays_busy_is_given_up(site, path):
@@ -728,13 +776,16 @@ def hub(monkeypatch, site):
         yield hub
 
 
-def put_into_cache(tmp_path, content):
+def put_into_cache(tmp_path, content, commit=COMMIT):
+    """Lay a file where `huggingface_hub` 2.4 does: its content among those that repositories share, linked twice."""
     repository = tmp_path / "hub" / "models--owner--repo"
-    for folder in ("refs", "blobs", f"snapshots/{COMMIT}/folder"):
-        (repository / folder).mkdir(parents=True)
-    (repository / "refs/main").write_text(COMMIT)
-    (repository / "blobs" / SHA256).write_bytes(content)
-    (repository / f"snapshots/{COMMIT}/folder/a.bin").symlink_to(f"../../../blobs/{SHA256}")
+    shared = tmp_path / "hub/blobs/ff" / ("f" * 64)  # a hash too, but no SHA-256
+    for folder in (repository / "refs", repository / "blobs", repository / f"snapshots/{commit}/folder", shared.parent):
+        folder.mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    shared.write_bytes(content)
+    (repository / "blobs" / SHA256).symlink_to(shared)
+    (repository / f"snapshots/{commit}/folder/a.bin").symlink_to(f"../../../blobs/{SHA256}")
 
 
 def test_a_file_of_the_hub_is_downloaded(hub, site, path):
@@ -766,6 +817,13 @@ def test_the_hash_of_the_caller_comes_before_that_of_the_hub(hub, site, path):
     site.content = OTHER
     download(HUB_URL, path, hash_val=hashlib.md5(OTHER).hexdigest(), hash_type="md5")
     assert path.read_bytes() == OTHER
+
+
+def test_quoted_names_of_the_hub_are_quoted_once(hub, site, path):
+    address = "/owner/repo/resolve/refs%2Fpr%2F1/a%20b.bin"
+    hub.redirects[address] = site.url
+    download(f"https://huggingface.co{address}?download=true", path)
+    assert {request.path for request in hub.log} == {address}
 
 
 def test_a_small_file_of_the_hub_has_no_sha256(hub, path):
@@ -840,6 +898,12 @@ def test_a_file_in_the_cache_of_the_hub_needs_no_network(path, tmp_path, monkeyp
     assert path.read_bytes() == CONTENT
 
 
+def test_an_old_file_in_the_cache_of_the_hub_is_not_copied(hub, site, path, tmp_path):
+    put_into_cache(tmp_path, OTHER, commit=COMMIT[::-1])
+    download(HUB_URL, path)
+    assert path.read_bytes() == CONTENT
+
+
 def test_a_damaged_file_in_the_cache_of_the_hub_is_refused(hub, path, tmp_path):
     put_into_cache(tmp_path, OTHER)
     with pytest.raises(DownloadError, match=f"wanted sha256 {SHA256}"):
@@ -881,9 +945,13 @@ def test_the_second_of_two_downloads_waits_for_the_first(site, path, kind):
     assert list_names(path) == ["a.bin"]
 
 
-def test_the_second_of_two_downloads_takes_over_when_the_first_fails(site, path):
-    site.stall, site.faults = threading.Event(), [Drop(HALF), 404]
-    first, second = (threading.Thread(target=try_to_download, args=(site.url, path)) for _ in range(2))
+@pytest.mark.parametrize("has_part", [True, False])
+def test_the_second_of_two_downloads_takes_over_when_the_first_fails(site, path, has_part):
+    site.stall = threading.Event()
+    site.faults = [Drop(HALF), 404] if has_part else []
+    known = {} if has_part else {"hash_val": "0" * 64}  # the first removes the part for which the second waits
+    first = threading.Thread(target=try_to_download, args=(site.url, path), kwargs=known)
+    second = threading.Thread(target=try_to_download, args=(site.url, path))
     first.start()
     wait_until(lambda: site.log)
     second.start()
@@ -892,12 +960,13 @@ def test_the_second_of_two_downloads_takes_over_when_the_first_fails(site, path)
     first.join()
     second.join()
     assert path.read_bytes() == CONTENT
-    assert site.sent_bytes == [HALF, 0, len(CONTENT) - HALF]
+    assert site.sent_bytes == ([HALF, 0, len(CONTENT) - HALF] if has_part else [len(CONTENT)] * 2)
+    assert list_names(path) == ["a.bin"]
 
 
-def try_to_download(url, path):
+def try_to_download(url, path, **options):
     with contextlib.suppress(DownloadError):
-        download(url, path)
+        download(url, path, **options)
 
 
 def test_a_file_system_without_locks_is_no_obstacle(site, path, monkeypatch, caplog):
@@ -927,19 +996,28 @@ def test_only_the_missing_bytes_need_room(site, path, monkeypatch):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_disk_that_becomes_full_is_told(site, path, monkeypatch):
-    class FullFile(io.FileIO):
+def limit_writes(monkeypatch, write):
+    """Let `write` say how many bytes of a part are written, from their number and that of all before."""
+
+    class PartFile(io.FileIO):
         def write(self, data):
-            if self.tell() >= HALF:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(data[: HALF - self.tell()])  # as the system does: what has room
+            return super().write(data[: write(len(data), self.tell())])
 
     def open_file(self, mode="r", *args, original=Path.open, **options):
         return (
-            FullFile(self, mode) if self.suffix == ".part" and mode == "ab" else original(self, mode, *args, **options)
+            PartFile(self, mode) if self.suffix == ".part" and mode == "ab" else original(self, mode, *args, **options)
         )
 
     monkeypatch.setattr(Path, "open", open_file)
+
+
+def test_a_disk_that_becomes_full_is_told(site, path, monkeypatch):
+    def write(_, before):
+        if before >= HALF:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return HALF - before
+
+    limit_writes(monkeypatch, write)
     with pytest.raises(DownloadError, match=rf"found \d+ bytes free, wanted {len(CONTENT)} bytes; make room"):
         download(site.url, path)
     monkeypatch.undo()
@@ -947,6 +1025,13 @@ def test_a_disk_that_becomes_full_is_told(site, path, monkeypatch):
     download(site.url, path)  # there is room again
     assert path.read_bytes() == CONTENT
     assert site.sent_bytes == [len(CONTENT) - HALF]
+
+
+def test_writing_in_pieces_loses_nothing(site, path, monkeypatch):
+    limit_writes(monkeypatch, lambda size_bytes, _: min(size_bytes, 1000))
+    download(site.url, path)
+    assert path.read_bytes() == CONTENT
+    assert site.sent_bytes == [len(CONTENT)]
 
 
 def test_a_folder_that_cannot_be_made_is_told(site, tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tools.checks.pairs import check_dataset, check_pair
+from tools.checks.scan_lists import select_readable
 from tools.checks.settings import check_command_line, check_device, check_shares
 from tools.checks.volumes import check_scan, read_header
 
@@ -15,4 +16,5 @@ __all__ = [
     "check_scan",
     "check_shares",
     "read_header",
+    "select_readable",
 ]

@@ -55,6 +55,7 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         UnknownOverrideError: with the nearest key, if there is one.
+        ConfigValueError: for the text `false`, which would count as true.
     """
     program, *arguments = sys.argv if argv is None else argv
     if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py") or not arguments:
@@ -76,6 +77,9 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
     for key, value in settings.items():
         if key in options or ReferenceResolver.split_id(key)[0] == ConfigParser.meta_key:
             continue
+        if isinstance(value, str) and value.lower() == "false":
+            # the command line reads Python values: the text 'false' counts as true in every condition
+            raise ConfigValueError(f"--{key}", repr(value), "True or False", f"write --{key} False")
         if _has_place(parser, key):
             parser[key] = value  # a later override may reach into this one
         else:

@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from tools.datasets.datalists import read_datalist
+from tools.datasets.datalists import read_datalist, take_share
 from tools.datasets.scans import list_scans, name_case, name_results
+from tools.datasets.unlabelled import list_unlabelled, split_unlabelled
 
-__all__ = ["list_scans", "name_case", "name_results", "read_datalist"]
+__all__ = [
+    "list_scans",
+    "list_unlabelled",
+    "name_case",
+    "name_results",
+    "read_datalist",
+    "split_unlabelled",
+    "take_share",
+]

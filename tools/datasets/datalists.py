@@ -20,7 +20,7 @@ from tools.errors import ConfigValueError, DatalistError, EmptyDatasetError, Mis
 logger = logging.getLogger(__name__)
 
 # images and labels: Medical Segmentation Decathlon and nnU-Net, then BTCV as it is downloaded
-_FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("img", "label"))
+FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("img", "label"))
 _SECTIONS = ("training", "validation")
 _VALIDATION_STEP = 5  # without a given split, 20 % of the cases are for validation
 
@@ -52,13 +52,13 @@ def read_datalist(
     """
     if section not in _SECTIONS:
         raise ConfigValueError("section", repr(section), " or ".join(_SECTIONS), "correct it in the config")
-    source = _locate(dataset_dir)
+    source = locate_source(dataset_dir)
     base = source if source.is_dir() else source.parent
-    sections = _read_sections(source) if source != base else {}
+    sections = read_sections(source) if source != base else {}
     if not sections:
         sections["training"] = _pair_folders(base)
     if "validation" not in sections:
-        sections = _split(sections["training"], validation_cases, source)
+        sections = split_cases(sections["training"], validation_cases, source)
     pairs = sections.get(section, [])
     if not pairs:
         counts = ", ".join(f"{len(entries)} {name}" for name, entries in sections.items())
@@ -72,7 +72,21 @@ def read_datalist(
     return pairs
 
 
-def _locate(dataset_dir: str | Path | None) -> Path:
+def take_share(pairs: list[dict[str, str]], share: float) -> list[dict[str, str]]:
+    """Return the first cases of a list, `share` of them and at least one.
+
+    Raises:
+        ConfigValueError: unless `share` is above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ConfigValueError("training_share", str(share), "a number above 0, at most 1", "correct --training_share")
+    chosen = pairs[: max(1, round(share * len(pairs)))]
+    if len(chosen) < len(pairs):
+        logger.info("training with the first %d of %d cases", len(chosen), len(pairs))
+    return chosen
+
+
+def locate_source(dataset_dir: str | Path | None) -> Path:
     """Return the JSON file of the data set if there is one, else its folder."""
     if dataset_dir is None:
         raise MissingFileError("--dataset_dir", "nothing", "the folder of a data set", "give --dataset_dir FOLDER")
@@ -86,8 +100,16 @@ def _locate(dataset_dir: str | Path | None) -> Path:
     return path
 
 
-def _read_sections(file: Path) -> dict[str, list[dict[str, str]]]:
-    """Return the sections that the JSON file has; none if it is a description without lists, as nnU-Net's."""
+def read_sections(file: Path, need_labels: bool = True) -> dict[str, list[dict[str, str]]]:
+    """Return the sections that the JSON file has; none if it is a description without lists, as nnU-Net's.
+
+    Args:
+        file: a `dataset.json` in Decathlon style.
+        need_labels: whether each entry must have a label; if not, an entry may also be just the path of an image.
+
+    Raises:
+        DatalistError: if the file cannot be understood.
+    """
     try:
         # utf-8-sig: editors on Windows put a byte order mark in front
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -95,17 +117,20 @@ def _read_sections(file: Path) -> dict[str, list[dict[str, str]]]:
         raise DatalistError(file, f"no valid JSON ({error})", "a JSON object", "correct the file") from error
     if not isinstance(content, dict):
         raise DatalistError(file, f"a JSON {type(content).__name__}", "a JSON object", "correct the file")
-    return {name: _read_entries(content[name], name, file) for name in _SECTIONS if name in content}
+    return {name: _read_entries(content[name], name, file, need_labels) for name in _SECTIONS if name in content}
 
 
-def _read_entries(entries: Any, section: str, file: Path) -> list[dict[str, str]]:
+def _read_entries(entries: Any, section: str, file: Path, need_labels: bool) -> list[dict[str, str]]:
     if not isinstance(entries, list):
         raise DatalistError(file, f"'{section}' that is no list", "a list of entries", "correct the file")
     pairs = []
-    for position, entry in enumerate(entries):
-        pair = {}
+    for position, listed in enumerate(entries):
+        entry = {"image": listed} if isinstance(listed, str) and not need_labels else listed
+        pair: dict[str, str] = {}
         for key in ("image", "label"):
             path = entry.get(key) if isinstance(entry, dict) else None
+            if path is None and key == "label" and pair and not need_labels:
+                continue
             if not path or not isinstance(path, str):
                 raise DatalistError(
                     f"{file}, entry {position} of '{section}'",
@@ -119,7 +144,7 @@ def _read_entries(entries: Any, section: str, file: Path) -> list[dict[str, str]
 
 
 def _pair_folders(folder: Path) -> list[dict[str, str]]:
-    for image_name, label_name in _FOLDER_PAIRS:
+    for image_name, label_name in FOLDER_PAIRS:
         if (folder / image_name).is_dir() and (folder / label_name).is_dir():
             images, labels = _index_cases(folder / image_name), _index_cases(folder / label_name)
             break
@@ -159,10 +184,35 @@ def _name_plainly(path: str | Path) -> str:
     return unicodedata.normalize("NFC", name_case(path)).removesuffix("_0000")
 
 
-def _split(
-    pairs: list[dict[str, str]], validation_cases: Sequence[str], source: Path
+def split_cases(
+    cases: list[dict[str, str]], validation_cases: Sequence[str], source: Path
 ) -> dict[str, list[dict[str, str]]]:
-    names = [_name_plainly(pair["image"]) for pair in pairs]
+    """Return the sections of a data set whose file gives none, as `read_datalist` describes it.
+
+    Raises:
+        ConfigValueError: if an entry of `validation_cases` cannot be understood.
+    """
+    chosen, unknown = match_cases(cases, validation_cases)
+    if chosen and unknown:
+        logger.warning("%s lacks %d validation cases, %s first", source, len(unknown), unknown[0])
+    if not chosen:
+        names = [_name_plainly(case["image"]) for case in cases]
+        order = sorted(range(len(names)), key=lambda position: order_naturally(names[position]))
+        chosen.update(order[::_VALIDATION_STEP])
+        logger.info("%s gives no split: every fifth case, %d of %d, is for validation", source, len(chosen), len(cases))
+    return {
+        "training": [case for position, case in enumerate(cases) if position not in chosen],
+        "validation": [case for position, case in enumerate(cases) if position in chosen],
+    }
+
+
+def match_cases(cases: Sequence[dict[str, str]], validation_cases: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Return the positions of the `cases` that `validation_cases` names, and the names that belong to no case.
+
+    Raises:
+        ConfigValueError: if an entry of `validation_cases` cannot be understood.
+    """
+    names = [_name_plainly(case["image"]) for case in cases]
     chosen: set[int] = set()
     unknown = []
     for entry in [validation_cases] if isinstance(validation_cases, str) else validation_cases:
@@ -173,13 +223,4 @@ def _split(
         found = [position for position, name in enumerate(names) if pattern.search(name)]
         chosen.update(found)
         unknown += [] if found else [entry]
-    if chosen and unknown:
-        logger.warning("%s lacks %d validation cases, %s first", source, len(unknown), unknown[0])
-    if not chosen:
-        order = sorted(range(len(names)), key=lambda position: order_naturally(names[position]))
-        chosen.update(order[::_VALIDATION_STEP])
-        logger.info("%s gives no split: every fifth case, %d of %d, is for validation", source, len(chosen), len(pairs))
-    return {
-        "training": [pair for position, pair in enumerate(pairs) if position not in chosen],
-        "validation": [pair for position, pair in enumerate(pairs) if position in chosen],
-    }
+    return chosen, unknown

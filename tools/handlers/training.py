@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tools.errors import CheckpointError, DivergedTrainingError
 from tools.files import write_json
-from tools.hardware import describe_hardware
+from tools.hardware import describe_hardware, is_main_process
 from tools.reports import plot_learning_curve
 from tools.weights import fill, read_checkpoint, save_checkpoint
 
@@ -42,11 +42,6 @@ STATE_KEYS = [
     "best_metric",
     "record",
 ]
-
-
-def is_main_process() -> bool:
-    """Tell whether this process writes files: rank 0 of a distributed run, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class EpochSeed:
@@ -82,15 +77,18 @@ class EpochSeed:
 class TrainingRecord:
     """Keep what an epoch cost and reached, show progress, and draw the learning curve when training ends.
 
-    An epoch's entry holds `epoch, loss, learning_rate, seconds` and, where there was a validation, `dice` (mean
-    over volumes and foreground classes) and `dice/<label>`.
+    An epoch's entry holds `epoch, loss, learning_rate, seconds`, the metrics of the trainer, if it has any (a loss of
+    several terms gives them as `loss/<term>`), and, where there was a validation, `dice` (mean over volumes and
+    foreground classes) and `dice/<label>`, or another metric.
 
     Args:
         output_dir: folder of `learning_curve.png` and `training.json`.
-        labels: names of the classes, background first.
-        validator: the evaluator whose key metric is mean Dice without background; None for no validation.
+        labels: names of the classes, background first; empty if the metric is one number.
         optimizer: read for its learning rate.
+        validator: the evaluator whose key metric is recorded, for Dice that without background; None for no validation.
         seed: noted in `training.json`.
+        metric: name of the validator's key metric in the entries.
+        lower_is_better: whether the best epoch is that of the lowest metric.
     """
 
     def __init__(
@@ -100,17 +98,22 @@ class TrainingRecord:
         optimizer: torch.optim.Optimizer,
         validator: Any = None,
         seed: int | None = None,
+        metric: str = "dice",
+        lower_is_better: bool = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = list(labels)
         self.optimizer = optimizer
         self.validator = validator
         self.seed = seed
+        self.metric = metric
+        self.lower_is_better = lower_is_better
         self.epochs: list[dict[str, float]] = []
         self._bar: tqdm | None = None
         self._losses: list[float] = []
         self._epoch_start = 0.0
         self._validations = 0
+        self._num_cases = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; `TrainingCheckpoint` does it, after the validation of the epoch."""
@@ -123,15 +126,18 @@ class TrainingRecord:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The epoch with the highest validation Dice so far."""
-        validated = [epoch for epoch in self.epochs if "dice" in epoch]
-        return max(validated, key=lambda epoch: epoch["dice"]) if validated else None
+        """The epoch with the best validation metric so far, the first one if several share it."""
+        validated = [epoch for epoch in self.epochs if self.metric in epoch]
+        choose = min if self.lower_is_better else max
+        return choose(validated, key=lambda epoch: epoch[self.metric]) if validated else None
 
     def _count_validation(self, _: Engine) -> None:
         self._validations += 1
 
     def _start_epoch(self, engine: Engine) -> None:
         self._losses, self._validations, self._epoch_start = [], 0, time.monotonic()
+        loader = engine.state.dataloader
+        self._num_cases = len(getattr(loader, "dataset", loader))
         if self._bar is None and is_main_process():
             length = engine.state.epoch_length
             self._bar = tqdm(
@@ -150,7 +156,7 @@ class TrainingRecord:
                 f"epoch {engine.state.epoch}, step {engine.state.iteration}",
                 f"a loss of {loss}",
                 "a finite number",
-                "lower --learning_rate, or train without mixed precision (--amp false)",
+                "lower --learning_rate, or train without mixed precision (--amp False)",
             )
         self._losses.append(loss)
         if self._bar is not None:
@@ -165,16 +171,19 @@ class TrainingRecord:
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.monotonic() - self._epoch_start,
         }
+        entry |= {name: float(value) for name, value in engine.state.metrics.items()}
         if self._validations:
             name = self.validator.state.key_metric_name
-            entry["dice"] = float(self.validator.state.metrics[name])
-            per_class = torch.nanmean(self.validator.state.metric_details[name].float(), dim=0).tolist()
-            entry |= {f"dice/{label}": dice for label, dice in zip(self.labels[1:], per_class, strict=True)}
+            entry[self.metric] = float(self.validator.state.metrics[name])
+            if self.labels:
+                per_class = torch.nanmean(self.validator.state.metric_details[name].float(), dim=0).tolist()
+                entry |= {f"{self.metric}/{label}": x for label, x in zip(self.labels[1:], per_class, strict=True)}
         self.epochs.append(entry)
-        if "dice" in entry and is_main_process():
-            classes = ", ".join(f"{label} {entry[f'dice/{label}']:.3f}" for label in self.labels[1:])
-            with_best = f"best {self.best['dice']:.4f} in epoch {self.best['epoch']:.0f}" if self.best else ""
-            logger.info("epoch %d: Dice %.4f (%s); %s", entry["epoch"], entry["dice"], classes, with_best)
+        if self.metric in entry and (best := self.best) and is_main_process():
+            classes = ", ".join(f"{label} {entry[f'{self.metric}/{label}']:.3f}" for label in self.labels[1:])
+            reached = f"{self.metric.capitalize()} {entry[self.metric]:.4f}{f' ({classes})' if classes else ''}"
+            with_best = f"best {best[self.metric]:.4f} in epoch {best['epoch']:.0f}"
+            logger.info("epoch %d: %s; %s", entry["epoch"], reached, with_best)
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -185,11 +194,12 @@ class TrainingRecord:
         self._close_bar()
         if not is_main_process():
             return
-        plot_learning_curve(self.epochs, self.output_dir / "learning_curve.png")
+        plot_learning_curve(self.epochs, self.output_dir / "learning_curve.png", self.metric, self.lower_is_better)
         write_json(
             self.output_dir / "training.json",
             {
                 "seed": self.seed,
+                "training_cases": self._num_cases,
                 "steps": engine.state.iteration,
                 "seconds": sum(epoch["seconds"] for epoch in self.epochs),
                 "best": self.best,
@@ -204,7 +214,7 @@ class TrainingRecord:
 class TrainingCheckpoint:
     """Save the state of a training run after epochs, and continue from it exactly.
 
-    `last.pt` and `best.pt` hold the network (`model`), optimizer, scheduler, scaler, epoch, step, best Dice, the
+    `last.pt` and `best.pt` hold the network (`model`), optimizer, scheduler, scaler, epoch, step, best metric, the
     record of all epochs and the random state, that is the seed (see `EpochSeed`). They are tensors and plain
     containers, load with `weights_only=True`, and replace the previous file in one step.
 
@@ -258,7 +268,7 @@ class TrainingCheckpoint:
         state = read_checkpoint(path)
         if absent := [key for key in STATE_KEYS if key not in state]:
             raise CheckpointError(
-                path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume false"
+                path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume False"
             )
         if state["random_state"]["seed"] != self.seed:
             logger.warning("%s was trained with seed %s, now %s", path, state["random_state"]["seed"], self.seed)
@@ -298,7 +308,7 @@ class TrainingCheckpoint:
             "epoch": epoch,
             "max_epochs": engine.state.max_epochs,
             "iteration": engine.state.iteration,
-            "best_metric": best["dice"] if best else None,
+            "best_metric": best[self.record.metric] if best else None,
             "record": self.record.epochs,
             "random_state": {"seed": self.seed},
         }

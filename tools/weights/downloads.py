@@ -28,7 +28,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 # 0.15 s beside the 1.5 s of torch, which this package imports anyway: not worth a late import
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
@@ -395,8 +395,6 @@ def _ask_hub(order: _Order, repo_id: str, revision: str, filename: str) -> _Orde
             return cached
         if isinstance(error, HfHubHTTPError):
             raise order.refuse_status(error.response.status_code) from error
-        if isinstance(error, OfflineModeIsEnabled):
-            raise order.refuse("HF_HUB_OFFLINE set, and nothing in the cache") from error
         raise order.refuse(f"no connection ({_describe(error)})", kind=_UnreachableError) from error
     if found.commit_hash and (cached := _find_cached(order, repo_id, found.commit_hash, filename)):
         return cached

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a data set of images alone: scans that cannot be read are left out, with their reasons."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from tools.checks.volumes import check_scan
+from tools.errors import EmptyDatasetError, ToolsError
+
+logger = logging.getLogger(__name__)
+
+
+def select_readable(datalist: Sequence[Mapping[str, str]], num_workers: int = 2) -> list[dict[str, str]]:
+    """Return the entries whose image passes `check_scan`, and log one summary of the others.
+
+    Large collections of unlabelled scans have a broken file now and then; a pre-training of days should neither fail
+    on it nor meet it in the middle. All voxels are read once.
+
+    Args:
+        datalist: entries `{"image": path}`.
+        num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
+
+    Raises:
+        EmptyDatasetError: if no scan can be read; the first reason is in the text, all of them are in the log.
+    """
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        found = pool.map(_find_problem, datalist)
+        # a short check should not leave a bar on the screen: it is shown after 2 s only
+        shown = tqdm(found, "checking scans", len(datalist), unit="scan", delay=2, disable=len(datalist) <= 20)
+        problems = list(shown)
+    reasons = [problem for problem in problems if problem is not None]
+    if reasons:
+        lines = "".join(f"\n  {reason}" for reason in reasons)
+        logger.warning("%d of %d scans cannot be read and are skipped:%s", len(reasons), len(datalist), lines)
+    readable = [dict(entry) for entry, problem in zip(datalist, problems, strict=True) if problem is None]
+    if not readable:
+        first = f" ({reasons[0].subject}: found {reasons[0].found})" if reasons else ""
+        raise EmptyDatasetError(
+            "the data set",
+            f"no readable scan among {len(datalist)}{first}",
+            "at least one NIfTI volume",
+            "correct --dataset_dir or the files, see the log",
+        )
+    return readable
+
+
+def _find_problem(entry: Mapping[str, str]) -> ToolsError | None:
+    try:
+        check_scan(entry["image"])
+    except ToolsError as problem:
+        return problem
+    return None

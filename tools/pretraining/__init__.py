@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-supervised pre-training: networks with their heads, losses, and what goes into them."""
+
+from __future__ import annotations
+
+from tools.pretraining.views import RepeatableDataset, skip_labels, stack_views
+from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
+
+__all__ = [
+    "ContrastiveViTAutoEnc",
+    "ReconstructionContrastLoss",
+    "RepeatableDataset",
+    "skip_labels",
+    "stack_views",
+]
