@@ -11,9 +11,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigComponent
 
 from tools import errors
-from tools.errors import CheckpointError, ToolsError, UnreadableScanError, find_cause
+from tools.errors import CheckpointError, ConfigValueError, ToolsError, UnreadableScanError, find_cause
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SENTENCE = "a.nii.gz: found a folder, wanted a file; give a file."
@@ -70,6 +71,23 @@ def test_the_cause_is_found_behind_wrappers():
     wrapper.__cause__, outer.__context__ = cause, wrapper
     assert find_cause(outer) is find_cause(cause) is cause
     assert find_cause(ValueError("x")) is None
+
+
+def test_an_argument_that_a_component_lacks_is_told_plainly():
+    component = ConfigComponent({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2, "feature_size": 4})
+    with pytest.raises(RuntimeError) as caught:
+        component.instantiate()
+    cause = find_cause(caught.value)
+    assert isinstance(cause, ConfigValueError)
+    assert str(cause).startswith("torch.nn.Linear: found the argument feature_size, wanted arguments that it has; ")
+    assert "#feature_size" in str(cause)
+
+
+def test_a_type_error_inside_a_component_stays_a_defect():
+    component = ConfigComponent({"_target_": "torch.nn.Linear", "in_features": "two", "out_features": 2})
+    with pytest.raises(RuntimeError) as caught:
+        component.instantiate()
+    assert find_cause(caught.value) is None
 
 
 def test_a_cause_that_was_cut_off_is_not_found():

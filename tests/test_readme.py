@@ -50,6 +50,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for sub, voxels in (("imagesTr", image.astype(np.float32)), ("labelsTr", label)):
             nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / "data" / sub / f"case_{number}.nii.gz")
     (folder / "mine.yaml").write_text(MINE + yaml.safe_dump(SMALL))
+    blocks = {"dropped_blocks#largest": 8, "kept_blocks#smallest": 4, "kept_blocks#largest": 8, "num_samples": 1}
+    small = {key: value for key, value in SMALL.items() if key != "network_def#feature_size"}  # no decoder there
+    (folder / "pretrain.yaml").write_text(MINE + yaml.safe_dump(small | blocks))
     return folder
 
 
@@ -62,7 +65,8 @@ def run(words: list[str], workshop: Path) -> None:
     for position, word in enumerate(replaced):
         if word.startswith("['configs/") and not is_ours and "mine.yaml" not in word:
             word = word.replace("]", ",'mine.yaml']")
-        word = word.replace("mine.yaml", str(workshop / "mine.yaml"))
+        overlay = "pretrain.yaml" if "configs/pretrain.yaml" in word else "mine.yaml"
+        word = word.replace("mine.yaml", str(workshop / overlay))
         word = re.sub(r"'(a|b)\.nii\.gz'", lambda match: f"'{scans}/case_{'ab'.index(match[1])}.nii.gz'", word)
         if word.startswith(("segmentations", "runs/")):
             word = str(workshop / word)
@@ -88,9 +92,11 @@ def run(words: list[str], workshop: Path) -> None:
 
 def test_every_command_runs_in_the_order_of_the_text(workshop: Path):
     commands = list_commands()
-    assert len(commands) >= 7
+    assert len(commands) >= 9
     for words in commands:
         run(words, workshop)
+    report = json.loads((workshop / "runs" / "finetuned" / "weights.json").read_text())
+    assert (report["layout"], report["counts"]["matched"]) == ("vit_autoencoder", 161)
     record = json.loads((workshop / "runs" / "mine" / "training.json").read_text())
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1]
     assert (workshop / "runs" / "mine" / "evaluation" / "evaluation.json").is_file()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -79,10 +80,15 @@ class FailedScansError(ToolsError):
 
 
 def find_cause(error: BaseException) -> ToolsError | None:
-    """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it."""
+    """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it.
+
+    An argument in a config that its component does not have is told as a `ConfigValueError`, too.
+    """
     for link in _iterate_chain(error):
         if isinstance(link, ToolsError):
             return link
+        if explained := _explain_argument(link):
+            return explained
     return None
 
 
@@ -109,6 +115,21 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
         return
     sys.stdout.flush()
     sys.stderr.write(f"\nError: {cause}\n")  # the empty line sets it off from a progress bar
+
+
+def _explain_argument(error: BaseException) -> ConfigValueError | None:
+    """Return what is wrong if MONAI could not instantiate a component because of an argument's name."""
+    component = re.match(r"Failed to instantiate component '([^']+)'", str(error))
+    if component is None or not isinstance(error.__cause__, TypeError):
+        return None
+    name = component[1].rpartition(".")[2]
+    call = re.fullmatch(
+        rf"{re.escape(name)}(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'.*", str(error.__cause__)
+    )
+    if call is None:
+        return None
+    remedy = f"remove or correct the key that ends in #{call[1]}, in the config files or on the command line"
+    return ConfigValueError(component[1], f"the argument {call[1]}", "arguments that it has", remedy)
 
 
 def _iterate_chain(error: BaseException | None) -> Iterator[BaseException]:

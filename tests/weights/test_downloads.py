@@ -856,7 +856,7 @@ def test_a_refusing_hub_is_told(hub, path, status):
 
 def test_an_unreachable_hub_is_told(path, monkeypatch, naps):
     monkeypatch.setenv("HF_ENDPOINT", find_dead_url().removesuffix("/a.bin"))
-    with pytest.raises(DownloadError, match=r"found no connection \(.*Connection refused\)"):
+    with pytest.raises(DownloadError, match=r"found no connection \(Connection refused\)"):
         download(HUB_URL, path)
     assert naps == []
 

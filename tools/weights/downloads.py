@@ -349,9 +349,9 @@ def _refuse_other_content(order: _Order, content_type: str, first: bytes, total_
 
 def _open(order: _Order, asked: dict[str, str]) -> Any:
     """Send a request and return the response, whatever its status."""
-    agent = {"User-Agent": f"transformer-seg-bundles/{__version__}"}
+    headers = {"User-Agent": f"transformer-seg-bundles/{__version__}", **asked}
     try:
-        request = urllib.request.Request(order.place, headers=agent | asked)
+        request = urllib.request.Request(order.place, headers=headers)
         for name, value in order.headers.items():
             request.add_unredirected_header(name, value)
         return urllib.request.build_opener().open(request, timeout=TIMEOUT_S)  # a new one knows a changed environment
@@ -362,9 +362,7 @@ def _open(order: _Order, asked: dict[str, str]) -> Any:
         raise order.refuse(f"{found} ({_describe(error)})", kind=_UnreachableError) from error
     except (http.client.InvalidURL, ValueError) as error:
         found = f"an address that cannot be used ({_describe(error)})"
-        raise ConfigValueError(
-            order.place, found, "one of http or https", "correct it, or that of the proxy"
-        ) from error
+        raise ConfigValueError(order.place, found, "http or https", "correct it, or that of the proxy") from error
     except (OSError, http.client.HTTPException) as error:
         raise order.refuse(f"no answer ({_describe(error)})", kind=_TemporaryError) from error
 
@@ -440,7 +438,7 @@ def _describe(error: Exception) -> str:
     if isinstance(reason, TimeoutError):
         return f"nothing for {TIMEOUT_S:g} s"
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return " ".join(text.split())
+    return " ".join(re.sub(r"^\[Errno -?\d+\] ", "", text).split())
 
 
 @contextlib.contextmanager
