@@ -25,7 +25,7 @@ from huggingface_hub.utils import close_session
 
 from tools.errors import CheckpointError, ConfigValueError, DownloadError
 from tools.files import write_json
-from tools.weights import downloads
+from tools.weights import downloads, partial_files
 from tools.weights.downloads import download
 
 CONTENT = bytes(range(256)) * 40
@@ -973,7 +973,7 @@ def test_a_file_system_without_locks_is_no_obstacle(site, path, monkeypatch, cap
     def fail(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(downloads.fcntl, "flock", fail)
+    monkeypatch.setattr(partial_files.fcntl, "flock", fail)
     download(site.url, path)
     assert path.read_bytes() == CONTENT
     assert "no locks" in caplog.text

@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
-import fcntl
 import hashlib
 import http.client
 import itertools
-import json
 import logging
 import os
 import re
-import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -30,11 +25,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers
-from tqdm import tqdm
 
 from tools import __version__
 from tools.errors import ConfigValueError, DownloadError
-from tools.files import write_json
+from tools.weights.partial_files import PartialFile, explain_disk_errors
 
 TIMEOUT_S = 30.0  # without a byte
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)  # one more failure in a row, without a new byte, is the last
@@ -93,9 +87,9 @@ def download(
     place, headers = _choose_place(url, mirror)
     order = _Order(place, path, size_bytes, (hash_val or "").strip().lower(), hash_type, headers)
     hub_file = None if mirror else _HUB_URL.match(url)
-    with _explain_disk_errors(path):
+    with explain_disk_errors(path):
         if not path.exists():
-            with _Part(path) as part:
+            with PartialFile(path) as part:
                 if not path.exists():  # nor made by another process, for which this one waited
                     if hub_file:
                         order = _persist(partial(_ask_hub, order, *map(unquote, hub_file.groups())), part)
@@ -169,97 +163,7 @@ class _Order:
         return self.refuse(found, kind=_TemporaryError if is_temporary else DownloadError)
 
 
-class _Part:
-    """The bytes of a file that have arrived, and a note beside them of what they are the beginning; for one process.
-
-    The lock is on the part itself, through which alone it is written: no lock file is left over, and the system
-    ends the lock with the process, however that ends. Other processes wait for it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.file_path = path, path.with_name(f".{path.name}.part")
-        self.note_path = path.with_name(f".{path.name}.part.json")
-
-    def __enter__(self) -> _Part:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            self._file = self.file_path.open("ab", buffering=0)  # nothing is lost when the program dies
-            _lock(self._file, self.path)
-            if self._is_current():
-                return self
-            self._file.close()  # who held the lock has renamed or removed this file
-
-    def __exit__(self, *_: object) -> None:
-        if not self.measure() and self._is_current():
-            self.clear()
-            self.file_path.unlink()
-        self._file.close()
-
-    def _is_current(self) -> bool:
-        try:
-            named, held = self.file_path.stat(), os.fstat(self._file.fileno())
-        except FileNotFoundError:
-            return False
-        return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
-
-    def measure(self) -> int:
-        """Return the number of bytes that have arrived."""
-        return os.fstat(self._file.fileno()).st_size
-
-    def read_note(self, url: str) -> tuple[str | None, int | None]:
-        """Return validator and total length if the bytes are the beginning of what `url` gave, else (None, None)."""
-        try:
-            note = json.loads(self.note_path.read_text(encoding="utf-8"))
-            return (note["validator"], note["total_bytes"]) if note["url"] == url else (None, None)
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # none, or not ours
-            return None, None
-
-    def clear(self) -> None:
-        """Forget all bytes."""
-        self._file.truncate(0)
-        self.note_path.unlink(missing_ok=True)
-
-    def begin(self, url: str, validator: str | None, total_bytes: int | None) -> None:
-        """Forget all bytes and note what the next ones are the beginning of."""
-        self.clear()  # first: old bytes under a new note would be taken for the beginning of the new file
-        write_json(self.note_path, {"url": url, "validator": validator, "total_bytes": total_bytes})
-
-    def append(self, chunks: Iterator[bytes], total_bytes: int | None) -> None:
-        """Add bytes, with a progress bar."""
-        start = self.measure()
-        missing = None if total_bytes is None else total_bytes - start
-        interval_s = 0.5 if sys.stderr.isatty() else 30
-        bar = tqdm(None, self.path.name, total_bytes, initial=start, unit="B", unit_scale=True, mininterval=interval_s)
-        with bar, _explain_disk_errors(self.path, missing):
-            if missing is not None and missing > shutil.disk_usage(self.path.parent).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for chunk in chunks:
-                rest = memoryview(chunk)
-                while rest:  # without a buffer, a nearly full disk takes a piece of it
-                    rest = rest[self._file.write(rest) :]
-                bar.update(len(chunk))
-
-    def publish(self) -> None:
-        """Give the complete file its name."""
-        os.fsync(self._file.fileno())
-        self.file_path.replace(self.path)
-        self.note_path.unlink(missing_ok=True)
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s is being downloaded by another process: waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-            raise
-        logger.warning("%s: this file system has no locks, so download it only once at a time", path)
-
-
-def _fill(part: _Part, order: _Order, check: Callable[[Path], None] | None) -> None:
+def _fill(part: PartialFile, order: _Order, check: Callable[[Path], None] | None) -> None:
     """Bring the whole, right file into the part; where it was continued and is wrong, once more from the start."""
     for last in (False, True):
         continued = _persist(partial(_fetch, part, order), part)
@@ -275,7 +179,7 @@ def _fill(part: _Part, order: _Order, check: Callable[[Path], None] | None) -> N
             logger.warning("%s: %s after a continued download; it starts anew", error.subject, error.found)
 
 
-def _persist(action: Callable[[], _Result], part: _Part) -> _Result:
+def _persist(action: Callable[[], _Result], part: PartialFile) -> _Result:
     """Repeat what failed for the moment, until it fails again and again without a new byte."""
     farthest, failures, answered = part.measure(), 0, False
     while True:
@@ -292,7 +196,7 @@ def _persist(action: Callable[[], _Result], part: _Part) -> _Result:
             failures += 1
 
 
-def _fetch(part: _Part, order: _Order) -> bool:
+def _fetch(part: PartialFile, order: _Order) -> bool:
     """Ask the server for what is missing; return whether bytes of an earlier request are part of the result."""
     validator, total_bytes = part.read_note(order.place)
     # without either, nothing could tell the rest of this file from that of another version of it
@@ -318,7 +222,7 @@ def _fetch(part: _Part, order: _Order) -> bool:
     return start > 0
 
 
-def _receive(part: _Part, order: _Order, response: Any, total_bytes: int | None, anew: bool = False) -> None:
+def _receive(part: PartialFile, order: _Order, response: Any, total_bytes: int | None, anew: bool = False) -> None:
     """Add what a server sends to the part, all of it."""
     chunks = _read(response, order)
     first = next(chunks, b"")
@@ -439,17 +343,3 @@ def _describe(error: Exception) -> str:
         return f"nothing for {TIMEOUT_S:g} s"
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return " ".join(re.sub(r"^\[Errno -?\d+\] ", "", text).split())
-
-
-@contextlib.contextmanager
-def _explain_disk_errors(path: Path, missing_bytes: int | None = None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        found, wanted = f"no access ({_describe(error)})", "a file that can be made"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            folder = next(folder for folder in path.absolute().parents if folder.exists())
-            found = f"{shutil.disk_usage(folder).free} bytes free"
-            wanted = "room for the file" if missing_bytes is None else f"{missing_bytes} bytes"
-        remedy = f"make room there or correct the permissions, or choose another folder, and {_AGAIN}"
-        raise DownloadError(path, found, wanted, remedy) from error
