@@ -313,6 +313,7 @@ def test_the_record_holds_every_epoch_and_a_curve_is_drawn(tmp_path):
     assert (second["dice"], second["dice/ball"], second["dice/shell"]) == pytest.approx((0.6, 0.6, 0.5))
     assert report["best"] == second
     assert (report["seed"], report["steps"], report["torch"]) == (0, 6, torch.__version__)
+    assert report["training_cases"] == 2
     assert report["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in report["epochs"]))
     assert (tmp_path / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

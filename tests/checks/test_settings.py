@@ -112,6 +112,16 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(config, assert_readable,
     assert_readable(caught.value, argument, f"no such key in {config}", remedy)
 
 
+@pytest.mark.parametrize("text", ["false", "FALSE"])
+def test_the_text_false_which_would_count_as_true_is_refused(config, assert_readable, text):
+    with pytest.raises(
+        ConfigValueError, match=rf"--train#trainer#amp: found '{text}'.*write --train#trainer#amp False"
+    ):
+        check(config, "--train#trainer#amp", text)
+    check(config, "--train#trainer#amp", "False")
+    check(config, "--train#trainer#amp", "true")
+
+
 def test_a_switch_without_value_is_checked_too(config):
     with pytest.raises(UnknownOverrideError, match="--ampp: found no such key"):
         check(config, "--ampp", "--overlap", "1")

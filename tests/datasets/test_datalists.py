@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.datasets import name_case, read_datalist
+from tools.datasets import name_case, read_datalist, take_share
 from tools.errors import ConfigValueError, DatalistError, EmptyDatasetError, MissingFileError
 
 
@@ -225,3 +225,15 @@ def test_an_empty_section_is_refused_only_when_it_is_asked_for(make_decathlon):
 def test_another_section_is_refused(make_decathlon):
     with pytest.raises(ConfigValueError, match="section: found 'test', wanted training or validation"):
         read_datalist(make_decathlon(CASES), "test")
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 10), (0.5, 5), (0.25, 2), (0.01, 1)])
+def test_a_share_of_the_training_list_is_its_first_cases(share, count):
+    pairs = [{"image": f"image_{number}", "label": f"label_{number}"} for number in range(10)]
+    assert take_share(pairs, share) == pairs[:count]
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, 16])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ConfigValueError, match=f"training_share: found {share}, wanted a number above 0, at most 1"):
+        take_share([{"image": "a", "label": "b"}], share)

@@ -76,6 +76,8 @@ def _check(part: Path, file: PublicFile) -> None:
             inflation=Inflation(**file.inflation),  # type: ignore[arg-type]
             source=file.url,
         )
-        logger.info("%s", report)
+        report.licence = file.licence
+        if file.converted is None:  # else the conversion tells
+            logger.info("%s", report)
         if not report.accepted:
             raise refuse(report, complete=False)

@@ -188,5 +188,7 @@ def _describe_content(path: Path, error: Exception) -> str:
         return f"text that starts with {line.decode()!r}"
     if code := re.search(r"GLOBAL (\S+)", str(error)):
         return f"code ({code[1]}), not just tensors"
-    reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0][:160]
+    reason = (
+        type(error).__name__ if isinstance(error, pickle.UnpicklingError) else re.split(r"\n|\. ", str(error))[0][:160]
+    )
     return f"{path.stat().st_size} bytes that are no whole file of weights ({reason or type(error).__name__})"
