@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 
 from tools.errors import UnreadableScanError, find_cause
-from tools.transforms import FillNonFinited, LoadScand
+from tools.transforms import FillNonFinited, LoadScand, TakeCentreSliced
 
 fill = FillNonFinited("image")
 
@@ -93,3 +93,12 @@ def test_a_sound_file_is_read_as_monai_reads_it(write_phantom):
     expected, found = (load("image")({"image": scan})["image"] for load in (LoadImaged, LoadScand))
     torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
     torch.testing.assert_close(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("kind", [torch.as_tensor, MetaTensor])
+def test_the_slice_in_the_middle_of_a_window_is_taken(kind):
+    window = torch.rand(2, 4, 3, 5)
+    taken = TakeCentreSliced("label")({"label": kind(window), "image": 1})
+    assert torch.equal(taken["label"], window[..., 2])
+    assert type(taken["label"]) is torch.Tensor
+    assert taken["image"] == 1

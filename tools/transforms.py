@@ -69,3 +69,16 @@ class FillNonFinited(MapTransform):
             logger.warning("%s: %d NaN or infinite voxels replaced by the smallest value", name, count)
             filled[key] = torch.where(finite, image, image[finite].min())
         return filled
+
+
+class TakeCentreSliced(MapTransform):
+    """Replace a window of slices `(C, H, W, D)` by the slice in its middle, `(C, H, W)`."""
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return `data` with plain tensors of one slice."""
+        taken = dict(data)
+        for key in self.key_iterator(taken):
+            window = taken[key]
+            plain = window.as_tensor() if isinstance(window, MetaTensor) else window
+            taken[key] = plain[..., plain.shape[-1] // 2].contiguous()
+        return taken

@@ -2,6 +2,7 @@
 """From scans to segmentations in the grid of their source."""
 
 from tools.inference.segmenter import ScanSegmenter
+from tools.inference.slice_windows import SliceWindowInferer
 from tools.inference.writers import SaveSegmentationd
 
-__all__ = ["SaveSegmentationd", "ScanSegmenter"]
+__all__ = ["SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]
