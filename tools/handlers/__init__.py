@@ -2,6 +2,7 @@
 """Ignite handlers that MONAI lacks: seeds, record, progress, checkpoints, Dice per case."""
 
 from tools.handlers.evaluation import DiceReport
+from tools.handlers.gradients import GradientClipping
 from tools.handlers.training import EpochSeed, TrainingCheckpoint, TrainingRecord
 
-__all__ = ["DiceReport", "EpochSeed", "TrainingCheckpoint", "TrainingRecord"]
+__all__ = ["DiceReport", "EpochSeed", "GradientClipping", "TrainingCheckpoint", "TrainingRecord"]
