@@ -59,7 +59,7 @@ def inflate_patch_embedding(
     patch_size: Sequence[int],
     in_channels: int = 1,
     method: str = "average",
-    normalization: str = "imagenet",
+    normalization: str | tuple[Sequence[float], Sequence[float]] = "imagenet",
 ) -> tuple[Tensor, Tensor]:
     """Turn a 2D patch embedding into a 3D one.
 
@@ -69,14 +69,15 @@ def inflate_patch_embedding(
         patch_size: `(h, w, d)` in voxels; where h and w differ from the kernel's, it is resampled (FlexiViT).
         in_channels: channels of the volume. Its mean channel takes the place of a grey image.
         method: see `Inflation`.
-        normalization: a key of `NORMALIZATIONS`; it is folded into kernel and bias.
+        normalization: a key of `NORMALIZATIONS`, or mean and deviation; it is folded into kernel and bias.
 
     Returns:
         Kernel `(E, in_channels, h, w, d)` and bias `(E,)`.
     """
     height, width, depth = patch_size
     weight = resample_kernel(weight, (height, width))
-    weight, bias = fold_normalization(weight, bias, *NORMALIZATIONS[normalization])
+    mean, std = NORMALIZATIONS[normalization] if isinstance(normalization, str) else normalization
+    weight, bias = fold_normalization(weight, bias, mean, std)
     return inflate_kernel(spread_channels(weight, in_channels), depth, method), bias
 
 

@@ -284,6 +284,20 @@ SWIN_DAE = Layout(
     counts="157",
 )
 
+# for networks whose encoder is a model of timm: chosen by the network, not by the names, which are those of VIT_2D too
+TIMM = Layout(
+    name="timm",
+    title="a 2D transformer in the names of timm",
+    source="github.com/huggingface/pytorch-image-models",
+    marks={r"patch_embed\.proj\.weight": 4},
+    renames={r"(.*)": r"encoder.model.\1"},
+    fills=r"encoder\.model\..*",
+    family="InflatedSegmenter",
+    planar=True,
+    licence="that of the 2D weights",
+    counts="one for each tensor of the 2D trunk",
+)
+
 # in the order in which they are tried
 LAYOUTS = {
     layout.name: layout
@@ -298,6 +312,7 @@ LAYOUTS = {
         VOCO,
         SWIN_UNETR,
         SWIN_DAE,
+        TIMM,
         OWN,
     )
 }

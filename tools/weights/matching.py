@@ -17,6 +17,7 @@ from tools.weights.inflation import Inflation
 from tools.weights.layouts import (
     OWN,
     PART,
+    TIMM,
     Layout,
     describe_part,
     find_reason,
@@ -24,7 +25,7 @@ from tools.weights.layouts import (
     recognize,
     strip_prefixes,
 )
-from tools.weights.planar import Part, fold_layer_scale, inflate, join_biases
+from tools.weights.planar import Part, fold_layer_scale, inflate, inflate_encoder, join_biases, takes_timm
 from tools.weights.report import MatchReport
 
 HEAD = re.compile(r"out\.conv\.conv\.(weight|bias)")
@@ -65,7 +66,7 @@ def match(
         ConfigValueError: if an argument does not fit.
     """
     wanted = network.state_dict()
-    tensors, table = _choose_layout(state_dict, wanted, layout, source)
+    tensors, table = _choose_layout(state_dict, network, layout, source)
     report = MatchReport(source, table.name, table.title, table.family, type(network).__name__, table.licence)
     report.network_values = sum(tensor.numel() for tensor in wanted.values())
     parts = _prepare(tensors, table, network, inflation or Inflation(), report)
@@ -112,9 +113,10 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _choose_layout(
-    state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor], layout: str, source: str
+    state_dict: Mapping[str, Tensor], network: nn.Module, layout: str, source: str
 ) -> tuple[Mapping[str, Tensor], Layout]:
     """Return the checkpoint, its names without prefixes unless they are the network's own, and its layout."""
+    wanted = network.state_dict()
     needed = {name for name in wanted if find_reason(OWN.may_lack, name) is None}
     if needed <= state_dict.keys() <= wanted.keys():
         return state_dict, _choose_identity(state_dict, layout)
@@ -124,6 +126,8 @@ def _choose_layout(
     if needed <= stripped.keys() <= wanted.keys():
         return stripped, _choose_identity(stripped, layout)
     table = recognize(stripped) if layout == "auto" else get_layout(layout)
+    if table.planar and takes_timm(network):
+        return stripped, TIMM
     # a network may have a part called `net`: its names count as they are, if any of them fit
     return (state_dict if table is OWN and wanted.keys() & state_dict.keys() else stripped), table
 
@@ -161,7 +165,11 @@ def _prepare(
         normalization = table.normalization if inflation.normalization == "auto" else inflation.normalization
         # folding in float32 and float64: half-precision files are common
         parts = {name: Part(part.tensor.float(), part.sources) for name, part in parts.items()}
-        parts = inflate(join_biases(fold_layer_scale(parts)), network, inflation, normalization)
+        if table is TIMM:
+            inflated = inflate_encoder(parts, network, inflation)
+            report.dropped |= {name: "not part of the encoder" for name in parts if name not in inflated}
+            return inflated
+        return inflate(join_biases(fold_layer_scale(parts)), network, inflation, normalization)
     return parts
 
 

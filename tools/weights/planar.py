@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,4 +98,45 @@ def inflate(parts: dict[str, Part], network: nn.Module, inflation: Inflation, no
     if table := parts.get(POSITIONS):
         note = f"{table.tensor.shape[1]} rows -> grid {' × '.join(map(str, grid))}"
         inflated[POSITIONS] = table.change(inflate_position_table(table.tensor, grid), note)
+    return inflated
+
+
+def takes_timm(network: nn.Module) -> bool:
+    """Tell whether the encoder of a network is a model of timm, see `tools.networks.InflatedEncoder`."""
+    return hasattr(getattr(network, "encoder", None), "resize_planar")
+
+
+def inflate_encoder(parts: dict[str, Part], network: nn.Module, inflation: Inflation) -> dict[str, Part]:
+    """Inflate the weights of a timm model to those of the encoder of `network`, an `InflatedSegmenter`.
+
+    Tables are resized as timm does it for pre-trained weights; what the encoder has no use for is left out.
+
+    Raises:
+        ConfigValueError: if the network has no such encoder.
+    """
+    if not takes_timm(network):
+        raise ConfigValueError(
+            "network", type(network).__name__, "an InflatedSegmenter, for weights of timm", "use another layout"
+        )
+    encoder: Any = network.get_submodule("encoder")
+    resized: dict[str, Tensor] = encoder.resize_planar({name: part.tensor for name, part in parts.items()})
+    inflated = {}
+    for name, tensor in resized.items():
+        part = parts.get(name, Part(tensor, ()))
+        same = tensor.shape == part.tensor.shape and bool(torch.equal(tensor, part.tensor))
+        inflated[name] = part if same else part.change(tensor, "resized to this image size")
+    kernel, bias = inflated[KERNEL], inflated[BIAS]
+    config = encoder.model.pretrained_cfg
+    normalization = (config["mean"], config["std"]) if inflation.normalization == "auto" else inflation.normalization
+    patch_size = (*kernel.tensor.shape[2:], encoder.num_slices)
+    channels = encoder.model.patch_embed.proj.in_channels // encoder.num_slices
+    weight3d, bias3d = inflate_patch_embedding(
+        kernel.tensor, bias.tensor, patch_size, channels, inflation.method, normalization
+    )
+    folded = "" if normalization == "none" else f", {inflation.normalization} normalization folded in"
+    # a kernel over all slices of a window is a 2D kernel whose channels are those of the first slice, the second, ...
+    stacked = weight3d.movedim(-1, 2).flatten(1, 2)
+    inflated[KERNEL] = kernel.change(stacked, f"inflated ({inflation.method}) to {encoder.num_slices} slices{folded}")
+    if folded:
+        inflated[BIAS] = bias.change(bias3d, folded.removeprefix(", "))
     return inflated
