@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Compose, Invertd, Resized
 from torch import Tensor
 
 from tools.errors import ConfigValueError
@@ -49,6 +51,16 @@ def test_the_network_never_sees_more_than_one_batch_of_windows():
 
     SliceWindowInferer(5, batch_size=4)(torch.rand(1, 3, 8, 6, 10), record)
     assert seen == [(4, 3, 8, 6, 5), (4, 3, 8, 6, 5), (2, 3, 8, 6, 5)]
+
+
+def test_the_header_of_the_volume_is_kept_so_that_transforms_can_be_inverted():
+    image = torch.rand(1, 8, 6, 5)
+    resize = Compose([Resized(keys="image", spatial_size=[4, 12, -1])])
+    data = resize({"image": MetaTensor(image)})
+    logits = SliceWindowInferer(3)(data["image"][None], lambda windows: windows[..., 1])
+    data["pred"] = decollate_batch(logits)[0]
+    inverted = Invertd(keys="pred", transform=resize, orig_keys="image", nearest_interp=False)(data)["pred"]
+    assert inverted.shape == image.shape
 
 
 def test_arguments_reach_the_network():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tools.bundles import REPOSITORY
 from tools.errors import CheckpointError, ConfigValueError
+from tools.networks import InflatedEncoder, InflatedSegmenter
 from tools.weights import Inflation, load, match
 from tools.weights.inflation import NORMALIZATIONS, inflate_patch_embedding, inflate_position_table
 from tools.weights.planar import Part, fold_layer_scale
@@ -241,3 +242,56 @@ def test_layer_scale_is_folded_into_the_layer_before_it(names):
             x, folded[f"blocks.0.{layer}.weight"].tensor, folded[f"blocks.0.{layer}.bias"].tensor
         )
         assert torch.allclose(found, expected, atol=1e-6)
+
+
+SEGMENTERS = {
+    "DINOv2 ViT-S/14": pytest.param(lambda: load_dinov2(70), "vit_small_patch14_dinov2", 70, marks=needs_dinov2),
+    "BEiT": pytest.param(lambda: make_planar("beit_base_patch16_224", img_size=64), "beit_base_patch16_224", 64),
+    "Swin": pytest.param(
+        lambda: make_planar("swin_tiny_patch4_window7_224", img_size=224), "swin_tiny_patch4_window7_224", 224
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["average", "center"])
+@pytest.mark.parametrize(("make", "name", "size"), SEGMENTERS.values(), ids=SEGMENTERS)
+def test_the_encoder_of_a_segmenter_equals_the_2d_network_at_every_depth(make, name, size, method):
+    planar = make()
+    blocks = len(getattr(planar, "blocks", None) or planar.layers)
+    network = nn.ModuleDict({"encoder": InflatedEncoder(name, 2, DEPTH, size, depths=range(blocks))}).eval()
+    values, report = match(network, planar.state_dict(), inflation=Inflation(method))
+    assert report.accepted, report
+    assert report.layout == "timm"
+    assert all("its own normalization" in note for note in report.reshaped.values())
+    assert len(report.reshaped) == 2
+    network.load_state_dict({**network.state_dict(), **values})
+    torch.manual_seed(1)
+    windows = torch.rand(1, 1, size, size, DEPTH).expand(-1, 2, -1, -1, -1)  # both channels alike
+    grey = windows[:, 0, ..., DEPTH // 2] if method == "center" else windows[:, 0].mean(dim=-1)
+    mean, std = (torch.tensor(planar.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = planar.forward_intermediates((grey.unsqueeze(1) - mean) / std, intermediates_only=True)
+        found = network.encoder(windows)
+    assert len(found) == len(expected) == blocks
+    for one, other in zip(found[:-1], expected[:-1], strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-4)
+    last = expected[-1]
+    if getattr(network.encoder.model, "norm", None) is not None and name != "beit_base_patch16_224":
+        with torch.no_grad():
+            last = planar.norm(last.movedim(1, -1)).movedim(-1, 1)
+    assert torch.allclose(found[-1], last, rtol=0, atol=1e-4)
+
+
+def test_a_segmenter_refuses_the_weights_of_another_model(tmp_path):
+    torch.save(make_planar("vit_tiny_patch16_224").state_dict(), tmp_path / "weights.pt")
+    network = InflatedSegmenter("deit3_small_patch16_224", "transposed", img_size=64, decoder_channels=8)
+    with pytest.raises(CheckpointError):
+        load(network, tmp_path / "weights.pt")
+
+
+def test_a_segmenter_takes_its_own_checkpoint_back(tmp_path):
+    network = InflatedSegmenter("vit_tiny_patch16_224", "unetr", img_size=32, decoder_channels=4)
+    torch.save({"model": network.state_dict()}, tmp_path / "weights.pt")
+    other = InflatedSegmenter("vit_tiny_patch16_224", "unetr", img_size=32, decoder_channels=4)
+    load(other, tmp_path / "weights.pt", complete=True)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in other.state_dict().items())

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,21 +66,24 @@ class SliceWindowInferer(Inferer):
         """
         if inputs.numel() == 0:
             raise ConfigValueError("image", f"size {tuple(inputs.shape)}", "at least one slice", "check the scan")
-        depth = inputs.shape[-1]
-        device = self.output_device or inputs.device
+        # windows of a MetaTensor would each carry a copy of its header
+        volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        depth = volumes.shape[-1]
+        device = self.output_device or volumes.device
         logits: Tensor | None = None
-        bar = tqdm(total=len(inputs) * depth, unit="slice", disable=not self.progress, leave=False, file=sys.stderr)
+        bar = tqdm(total=len(volumes) * depth, unit="slice", disable=not self.progress, leave=False, file=sys.stderr)
         with bar:
-            for number, volume in enumerate(inputs):
-                for slices in torch.arange(depth, device=inputs.device).split(self.batch_size):
+            for number, volume in enumerate(volumes):
+                for slices in torch.arange(depth, device=volumes.device).split(self.batch_size):
                     found = network(self.gather(volume, slices), *args, **kwargs)
                     if logits is None:
-                        shape = (len(inputs), found.shape[1], *found.shape[2:], depth)
+                        shape = (len(volumes), found.shape[1], *found.shape[2:], depth)
                         logits = torch.empty(shape, dtype=found.dtype, device=device)
                     logits[number, ..., slices.to(device)] = found.movedim(0, -1).to(device)
                     bar.update(len(slices))
         assert logits is not None  # there is at least one slice
-        return logits
+        # Invertd finds its way back to the source by the header
+        return convert_to_dst_type(logits, inputs, dtype=logits.dtype, device=torch.device(device))[0]
 
     def gather(self, volume: Tensor, slices: Tensor) -> Tensor:
         """Return the windows `(N, C, H, W, n)` around N slices of a volume `(C, H, W, D)`."""

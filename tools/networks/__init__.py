@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from tools.networks.inflated import InflatedEncoder, InflatedSegmenter, flatten_slices
 from tools.networks.unetr import ModifiedUNETR
 
-__all__ = ["ModifiedUNETR"]
+__all__ = ["InflatedEncoder", "InflatedSegmenter", "ModifiedUNETR", "flatten_slices"]

@@ -133,7 +133,8 @@ def inflate_encoder(parts: dict[str, Part], network: nn.Module, inflation: Infla
     weight3d, bias3d = inflate_patch_embedding(
         kernel.tensor, bias.tensor, patch_size, channels, inflation.method, normalization
     )
-    folded = "" if normalization == "none" else f", {inflation.normalization} normalization folded in"
+    name = "its own" if inflation.normalization == "auto" else inflation.normalization
+    folded = "" if normalization == "none" else f", {name} normalization folded in"
     # a kernel over all slices of a window is a 2D kernel whose channels are those of the first slice, the second, ...
     stacked = weight3d.movedim(-1, 2).flatten(1, 2)
     inflated[KERNEL] = kernel.change(stacked, f"inflated ({inflation.method}) to {encoder.num_slices} slices{folded}")

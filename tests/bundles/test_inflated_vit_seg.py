@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as people use it: trained with every switch, evaluated, and used for inference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from tools.bundles import BUNDLES, CARDS
+from tools.errors import find_cause
+
+BUNDLE = BUNDLES / "inflated_vit_seg"
+CONFIGS = BUNDLE / "configs"
+SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
+SMALL = {
+    "labels": ["background", "ball", "shell"],
+    "encoder": "vit_tiny_patch16_224",
+    "decoder": "unetr",
+    "image_size": [32, 40],
+    "network_def#decoder_channels": 4,
+    "network_def#encoder_options": {"depth": 4},
+    "epochs": 2,
+    "val_interval": 2,
+    "checkpoint_interval": 1,
+    "num_workers": 0,
+    "learning_rate": 0.002,
+    "num_samples": 4,
+}
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def run(files: list[Path], **overrides: object) -> None:
+    workflow = ConfigWorkflow(
+        [str(file) for file in files], str(CONFIGS / "metadata.json"), logging_file=False, **overrides
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def test_the_card_btcv_is_written_out_in_train_and_inference():
+    card = yaml.safe_load((CARDS / "btcv.yaml").read_text())
+    train, inference = read("train"), read("inference")
+    for key in ("labels", "label_map", "validation_cases", "orientation", "intensity"):
+        assert train[key] == card[key]
+        assert inference.get(key, card[key]) == card[key]
+
+
+def test_metadata_follow_the_schema_and_the_config():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    outputs = metadata["network_data_format"]["outputs"]["pred"]
+    assert list(outputs["channel_def"].values()) == read("inference")["labels"]
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_images_are_prepared_the_same_way_in_training_validation_and_inference():
+    train, inference = read("train"), read("inference")
+    assert train["network_def"] == inference["network_def"]
+
+    def take_image_part(steps: list[dict]) -> list[dict]:
+        kept = []
+        for step in steps:
+            keys = step["keys"] if isinstance(step["keys"], list) else [step["keys"]]
+            if "image" in keys:
+                first = {
+                    k: v[0] if k in ("mode", "anti_aliasing") and isinstance(v, list) else v for k, v in step.items()
+                }
+                kept.append({**first, "keys": "image"})
+        return kept
+
+    assert take_image_part(train["train"]["geometry"]) == inference["geometry"]
+    assert take_image_part(train["validate"]["geometry"]) == inference["geometry"]
+
+
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_card_gives_transforms_and_labels_that_fit(card: Path):
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "train.yaml"), str(card)]))
+    assert set(parser.get_parsed_content("label_map").values()) == set(range(parser.get_parsed_content("num_classes")))
+    parser.get_parsed_content("train#preprocessing")
+    parser.get_parsed_content("validate#preprocessing")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("inference", "infer")])
+def test_monai_finds_every_property_it_requires(name, kind, dataset, small, tmp_path):
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "inference.yaml"), str(small)]))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "weights.pt")
+    workflow = ConfigWorkflow(
+        [str(CONFIGS / f"{name}.yaml"), str(small)],
+        str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        dataset_dir=str(dataset if kind == "train" else dataset / "imagesTr"),
+        output_dir=str(tmp_path),
+        **({"checkpoint": str(tmp_path / "weights.pt")} if kind == "infer" else {}),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"force_2d": True},
+        {"num_slices": 3, "loss_name": "dice_ce"},
+        {"loss_name": "ce", "layer_decay": 0.75},
+        {"decoder": "upernet"},
+        {"decoder": "setr_pup", "inflation": "average"},
+        {"decoder": "transposed", "clip_norm": None},
+        {"encoder": "swin_tiny_patch4_window7_224", "network_def#encoder_options": {}},
+    ],
+    ids=str,
+)
+def test_every_switch_trains_and_validates(changes, dataset, small, tmp_path):
+    run(
+        [CONFIGS / "train.yaml", small],
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path / "run"),
+        **{"epochs": 1, "train#trainer#epoch_length": 1, **changes},
+    )
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert np.isfinite(record["epochs"][0]["loss"])
+    assert 0 <= record["best"]["dice"] <= 1
+
+
+@pytest.mark.parametrize("use_pretrained", [True, False])
+def test_2d_weights_are_inflated_unless_switched_off(use_pretrained, dataset, small, tmp_path):
+    planar = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=10)
+    torch.save(planar.state_dict(), tmp_path / "planar.pt")
+    run(
+        [CONFIGS / "train.yaml", small],
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path / "run"),
+        pretrained=str(tmp_path / "planar.pt"),
+        use_pretrained=use_pretrained,
+        epochs=1,
+        learning_rate=1e-12,
+        **{"train#trainer#epoch_length": 1},
+    )
+    trained = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    same = torch.allclose(trained["encoder.model.blocks.3.attn.qkv.weight"], planar.blocks[3].attn.qkv.weight)
+    assert same == use_pretrained
+    assert (tmp_path / "run" / "weights.json").is_file() == use_pretrained
+
+
+def test_training_then_evaluation_then_inference(dataset, small, tmp_path):
+    run([CONFIGS / "train.yaml", small], dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), epochs=8)
+    best = tmp_path / "run" / "best.pt"
+    run(
+        [CONFIGS / "train.yaml", CONFIGS / "evaluate.yaml", small],
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path / "evaluation"),
+        checkpoint=str(best),
+    )
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert evaluation["mean"] == pytest.approx(record["best"]["dice"], abs=1e-4)
+    assert record["epochs"][-1]["loss"] < record["epochs"][0]["loss"]
+    run(
+        [CONFIGS / "inference.yaml", small],
+        dataset_dir=str(dataset / "imagesTr"),
+        output_dir=str(tmp_path / "segmentations"),
+        checkpoint=str(best),
+    )
+    source = nib.load(dataset / "labelsTr" / "case_4.nii.gz")
+    image = nib.load(tmp_path / "segmentations" / "case_4_seg.nii.gz")
+    assert image.shape == source.shape
+    np.testing.assert_array_equal(image.affine, source.affine)
+    segmentation, label = np.asanyarray(image.dataobj) == 1, np.asanyarray(source.dataobj) == 1
+    overlap = 2 * np.sum(segmentation & label) / (np.sum(segmentation) + np.sum(label))
+    assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "vit_smal_patch14_dinov2"}, "vit_small_patch14_dinov2"),
+        ({"encoder": "resnet50", "network_def#encoder_options": {}}, "resnet50"),
+        ({"decoder": "unet"}, "upernet"),
+        ({"num_slices": 4}, "odd"),
+        ({"layer_decay": 2}, "layer_decay"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_a_sentence(changes, message, dataset, small, tmp_path):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps it; the cause is looked at
+        run([CONFIGS / "train.yaml", small], dataset_dir=str(dataset), output_dir=str(tmp_path), **changes)
+    cause = find_cause(caught.value)
+    assert cause is not None
+    assert message in str(cause)
