@@ -11,7 +11,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tools.flops import FlopCount, count_flops, tabulate
+from tools.flops import FlopCount, count_flops, tabulate, tabulate_segmenter
+from tools.networks import InflatedSegmenter
 
 WIDTH, MLP, DEPTH, SIZE, PATCH = 24, 96, 2, 32, 8
 PLAIN = {
@@ -206,3 +207,25 @@ def test_parts_of_a_network_are_rows_of_a_table():
         ["encoder", "42", "504", "504"],
         ["decoder", str(28 + 8 + 85), str(2 * 64 * (24 + 80)), str(2 * 64 * (24 + 80))],
     ]
+
+
+def test_the_encoder_of_the_bundle_has_the_published_operations():
+    """Zhang et al., ML4H 2022: 213,343,401,984 for one slice of 512 x 512 pixels, 214,954,014,720 for five."""
+    counts = {}
+    for depth in (1, 5):
+        with torch.device("meta"):
+            network = InflatedSegmenter("beit_base_patch16_224", "upernet", 1, 14, 512, depth)
+            windows = torch.empty(1, 1, 512, 512, depth)
+        counts[depth] = count_flops(network.encoder, windows)
+        assert count_flops(network, windows).matmul > 1.2 * counts[depth].matmul
+    assert counts == {
+        1: FlopCount(matmul=213_248_937_984, published=213_343_401_984),
+        5: FlopCount(matmul=214_859_550_720, published=214_954_014_720),
+    }
+
+
+def test_the_table_of_a_segmenter_has_encoder_and_whole_for_one_slice_and_for_the_window():
+    table = tabulate_segmenter("vit_tiny_patch16_224", "unetr", 32, 3)
+    names = ["vit_tiny_patch16_224, 1 slice", "vit_tiny_patch16_224 + unetr, 1 slice"]
+    names += ["vit_tiny_patch16_224, 3 slices", "vit_tiny_patch16_224 + unetr, 3 slices"]
+    assert all(any(line.startswith(f"{name} ") for line in table.splitlines()) for name in names)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import fire
 
-from tools import demonstration, publishing, studies
-from tools.errors import report_plainly
+from tools import demonstration, flops, publishing, studies
+from tools.errors import ConfigValueError, report_plainly
 from tools.weights import catalogue, conversion, fetching
 
 
@@ -51,6 +51,27 @@ def study(path: str, dataset_dir: str, output_dir: str = "runs/studies", documen
     folder = Path(output_dir) / Path(path).stem
     print(f"\n{studies.run_study(path, dataset_dir, folder)}")
     print(f"\n{studies.write_summary(path, folder, document) if document else studies.summarize(path, folder)}")
+
+
+def count(
+    bundle: str,
+    encoder: str = "beit_base_patch16_224",
+    decoder: str = "upernet",
+    image_size: int = 512,
+    num_slices: int = 5,
+) -> None:
+    """Count the operations of a segmenter for one slice and for a window of slices.
+
+    Args:
+        bundle: inflated_vit_seg, whose networks these are.
+        encoder: a model name of timm; the default is that of the publication.
+        decoder: upernet, setr_pup, transposed or unetr.
+        image_size: edge of the slices in pixels.
+        num_slices: slices of a window.
+    """
+    if bundle != "inflated_vit_seg":
+        raise ConfigValueError("bundle", repr(bundle), "inflated_vit_seg", "correct the name")
+    print(f"\n{flops.tabulate_segmenter(encoder, decoder, image_size, num_slices)}")
 
 
 def inspect_weights(file: str, to: str | None = None) -> None:
@@ -104,6 +125,7 @@ COMMANDS = {
     "demo": demo,
     "publish": publish,
     "study": study,
+    "flops": count,
     "weights": {
         "inspect": inspect_weights,
         "convert": convert_weights,

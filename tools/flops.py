@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tools.networks import InflatedSegmenter
 from tools.reports import format_table
 
 _PRODUCTS = frozenset({"mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__"})
@@ -103,3 +104,27 @@ class _ElementwiseMode(TorchFunctionMode):
         elif getattr(func, "__name__", "") in _PRODUCTS and output.is_floating_point():
             self.num_outputs += output.numel()
         return output
+
+
+def tabulate_segmenter(encoder: str, decoder: str, image_size: int, num_slices: int, num_classes: int = 14) -> str:
+    """Return a table of an inflated 2D transformer that reads one slice and `num_slices`, alone and with its decoder.
+
+    Args:
+        encoder: a model name of timm.
+        decoder: a name of `tools.networks.decoders.DECODERS`.
+        image_size: edge of the slices in pixels.
+        num_slices: slices of a window.
+        num_classes: channels of the logits.
+
+    Raises:
+        ConfigValueError: if the network cannot be built.
+    """
+    parts: dict[str, tuple[nn.Module, Tensor]] = {}
+    for depth in (1, num_slices):
+        with torch.device("meta"):
+            network = InflatedSegmenter(encoder, decoder, 1, num_classes, image_size, depth)
+            windows = torch.empty(1, 1, image_size, image_size, depth)
+        slices = "1 slice" if depth == 1 else f"{depth} slices"
+        parts[f"{encoder}, {slices}"] = (network.encoder, windows)
+        parts[f"{encoder} + {decoder}, {slices}"] = (network, windows)
+    return tabulate(parts)

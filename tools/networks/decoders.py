@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2D decoders: feature maps of a transformer to logits. Any height and width, plain and hierarchical transformers.
+"""2D decoders: feature maps of a transformer to logits, of any height and width.
 
-A plain transformer (ViT, BEiT, DINO) has feature maps of one stride, its patch size; a hierarchical one (Swin) has a
-pyramid. Every decoder takes both, and learns which one it has from the strides.
+A plain transformer (ViT, BEiT, DINO) has maps of one stride, its patch size; a hierarchical one (Swin) has a pyramid.
+Every decoder takes both, and tells them apart by the strides.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Plan:
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("out_channels", self.out_channels), ("decoder_channels", self.width)):
+        for name, value in {"out_channels": self.out_channels, "decoder_channels": self.width}.items():
             if value < 1:
-                raise ConfigValueError(name, str(value), "at least 1", f"correct {name}")
+                raise ConfigValueError(name, str(value), "at least 1", "correct it")
         if not 0 <= self.dropout_rate < 1:
             raise ConfigValueError("dropout_rate", str(self.dropout_rate), "0 or more, less than 1", "correct it")
         if self.norm not in NORMS:
@@ -235,13 +235,12 @@ class UNETRDecoder(Decoder):
         channels, width, norm = plan.channels, plan.width, plan.norm
         reached = [count_doublings(stride) for stride in plan.strides]  # a map of level n has about stride 2^n
         levels = reached[-1]
-        if not is_pyramid(plan.strides):
+        if is_pyramid(plan.strides):
+            coarse_enough = ([i for i, found in enumerate(reached) if found >= level] for level in range(1, levels))
+            self.sources = [maps[0] for maps in coarse_enough]
+        else:
             plan.check_count(levels, "unetr")
             self.sources = list(range(levels - 1))
-        else:
-            self.sources = [
-                next(index for index, found in enumerate(reached) if found >= level) for level in range(1, levels)
-            ]
         widths = [width * 2**level for level in range(levels)]
         self.stem = UnetrBasicBlock(2, plan.in_channels, width, 3, 1, describe_norm(norm, width), res_block=True)
         self.skips = nn.ModuleList(

@@ -261,12 +261,8 @@ def list_stages(name: str, options: Mapping[str, Any] | None = None) -> list[Sta
     with torch.device("meta"):
         model = _create_model(name, options, in_chans=3)
     projection = getattr(getattr(model, "patch_embed", None), "proj", None)
-    # a stem in front of the projection has other channels than the image
-    if (
-        not isinstance(projection, nn.Conv2d)
-        or projection.in_channels != 3
-        or not hasattr(model, "prune_intermediate_layers")
-    ):
+    reads_image = isinstance(projection, nn.Conv2d) and projection.in_channels == 3  # not so behind a stem
+    if not reads_image or not hasattr(model, "prune_intermediate_layers"):
         raise ConfigValueError(
             "encoder",
             f"{name}, whose first layer is no patch embedding by one convolution",
@@ -285,9 +281,9 @@ def _create_model(name: str, options: Mapping[str, Any] | None, **arguments: Any
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigValueError(
             f"encoder {name}",
-            f"that timm refuses it with {arguments} and the options {dict(options or {})} ({error})",
-            "a model that takes these",
-            "choose another, or correct img_size or the options",
+            f"that timm refuses to build it ({error})",
+            "arguments that it takes",
+            "choose another encoder or correct its options",
         ) from error
 
 
