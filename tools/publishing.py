@@ -24,7 +24,10 @@ from tools.weights import read_checkpoint, read_state_dict
 logger = logging.getLogger(__name__)
 
 # keys of a recipe that shape the network or its input; the others belong to training and stay there
-INFERENCE_KEYS = ("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity")
+INFERENCE_KEYS = (
+    *("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity"),
+    *("image_size", "encoder", "decoder", "num_slices", "force_2d"),
+)
 
 
 def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, dataset_dir: str | Path) -> str:

@@ -18,7 +18,7 @@ from tools.weights import load
 MODELS = sorted(BUNDLES.glob("*/models/*.yaml"))
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 DATA_SETS = {"msd04_hippocampus": SHARED_DATA / "msd-hippocampus", "openkbp_hn": SHARED_DATA / "openkbp-hn-ct"}
-SIZE_LIMIT_MB = 25
+SIZE_LIMIT_MB = {"inflated_vit_seg": 50}  # a ViT-S has 22 M parameters; of the others 25
 
 
 def name_model(overlay: Path) -> str:
@@ -28,7 +28,7 @@ def name_model(overlay: Path) -> str:
 @pytest.mark.parametrize("overlay", MODELS, ids=name_model)
 def test_weights_are_small_and_those_of_the_card(overlay: Path):
     weights, card = overlay.with_suffix(".safetensors"), overlay.with_suffix(".md").read_text()
-    assert weights.stat().st_size <= SIZE_LIMIT_MB * 2**20
+    assert weights.stat().st_size <= SIZE_LIMIT_MB.get(overlay.parents[1].name, 25) * 1e6
     assert compute_sha256(weights) in card
 
 
@@ -38,7 +38,7 @@ def test_overlay_alone_makes_inference_and_evaluation_use_the_weights(overlay: P
     for files in (["inference"], ["train", "evaluate"]):
         paths = [str(root / "configs" / f"{name}.yaml") for name in files] + [str(overlay)]
         parser = ConfigParser(ConfigParser.load_config_files(paths) | {"bundle_root": str(root)})
-        load(parser.get_parsed_content("network_def"), parser.get_parsed_content("checkpoint"))
+        load(parser.get_parsed_content("network_def"), parser.get_parsed_content("checkpoint"), complete=True)
 
 
 @pytest.mark.parametrize("overlay", MODELS, ids=name_model)

@@ -67,11 +67,7 @@ class Plan:
         is_pyramid(self.strides)
 
     def check_count(self, wanted: int, decoder: str) -> None:
-        """Check how many maps there are.
-
-        Raises:
-            ConfigValueError: if there are more or less than wanted.
-        """
+        """Raise a `ConfigValueError` if there are more or less maps than wanted."""
         if len(self.strides) != wanted:
             maps = f"{len(self.strides)} maps of strides {list(self.strides)}"
             raise ConfigValueError("depths", maps, f"{wanted} for {decoder}", "leave depths out, or give as many")

@@ -39,8 +39,8 @@ class InflatedEncoder(nn.Module):
     the 2D transformer; it is the 2D convolution over `flatten_slices` of window and kernel. With one slice this is the
     2D transformer itself.
 
-    Works with the families ViT, DeiT, DeiT III, BEiT, BEiT v2, BEiT-3, EVA-02, DINOv2 (also with registers), DINOv3,
-    Swin, Swin v2 and Swin v2 CR; others are taken if they are built alike. Weights are random: see `resize_planar`.
+    Works with ViT, DeiT, DeiT III, BEiT, BEiT v2, BEiT-3, EVA-02, DINOv2 (also with registers), DINOv3, Swin, Swin v2 and
+    Swin v2 CR; others are taken if they are built alike. Weights are random: see `resize_planar`.
 
     Args:
         name: a model name of timm, with or without the tag of its weights, such as `vit_small_patch14_dinov2`.
@@ -89,7 +89,10 @@ class InflatedEncoder(nn.Module):
         stages = list_stages(name, options)
         if depths is None:
             depths = range(len(stages)) if is_pyramid([stage.stride for stage in stages]) else [len(stages) - 1]
-        self.depths = _read_depths(depths, len(stages))
+        self.depths = list(depths)
+        if not self.depths or sorted(set(self.depths) & set(range(len(stages)))) != self.depths:
+            wanted = f"growing numbers from 0 to {len(stages) - 1}"
+            raise ConfigValueError("depths", str(self.depths), wanted, "correct them, or leave them out")
         self.channels = [stages[depth].channels for depth in self.depths]
         self.strides = [stages[depth].stride for depth in self.depths]
         self.name, self.in_channels, self.num_slices = name, in_channels, num_slices
@@ -285,14 +288,6 @@ def _create_model(name: str, options: Mapping[str, Any] | None, **arguments: Any
             "arguments that it takes",
             "choose another encoder or correct its options",
         ) from error
-
-
-def _read_depths(depths: Sequence[int], count: int) -> list[int]:
-    """Check that depths grow and lie within the `count` blocks or stages of the transformer."""
-    found = list(depths)
-    if not found or sorted(set(found)) != found or found[0] < 0 or found[-1] >= count:
-        raise ConfigValueError("depths", str(found), f"growing numbers from 0 to {count - 1}", "correct them")
-    return found
 
 
 def _read_img_size(img_size: Sequence[int] | int) -> list[int]:
