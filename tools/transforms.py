@@ -33,7 +33,9 @@ class LoadScand(LoadImaged):
             return super().__call__(data, reader)
         except Exception as error:
             for key in self.key_iterator(data):
-                check_scan(data[key])  # reads the file once more, and raises with what is wrong with it
+                check_scan(
+                    data[key], num_channels=None
+                )  # reads the file once more, and raises with what is wrong with it
             reason = str(error.__cause__ or error).partition("\n")[0]
             raise UnreadableScanError(
                 ", ".join(str(data[key]) for key in self.key_iterator(data)),

@@ -190,6 +190,29 @@ def test_training_then_evaluation_then_inference(dataset, small, tmp_path):
     assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
 
 
+def test_images_of_several_channels_are_trained_with_and_segmented(dataset, small, tmp_path):
+    for path in (dataset / "imagesTr").iterdir():
+        image = nib.load(path)
+        voxels = np.asanyarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.stack([voxels, 100 - voxels], axis=-1), image.affine), path)
+    run(
+        [CONFIGS / "train.yaml", small],
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path / "run"),
+        in_channels=2,
+        epochs=1,
+    )
+    run(
+        [CONFIGS / "inference.yaml", small],
+        datalist=[str(dataset / "imagesTr" / "case_0.nii.gz")],
+        output_dir=str(tmp_path / "out"),
+        checkpoint=str(tmp_path / "run" / "last.pt"),
+        in_channels=2,
+    )
+    assert nib.load(tmp_path / "out" / "case_0_seg.nii.gz").shape == (22, 20, 12)
+    assert (tmp_path / "out" / "case_0_seg.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -197,6 +220,7 @@ def test_training_then_evaluation_then_inference(dataset, small, tmp_path):
         ({"encoder": "resnet50", "network_def#encoder_options": {}}, "resnet50"),
         ({"decoder": "unet"}, "upernet"),
         ({"num_slices": 4}, "odd"),
+        ({"in_channels": 2}, "found 1 volumes in 3D data"),
         ({"layer_decay": 2}, "layer_decay"),
     ],
     ids=str,

@@ -43,7 +43,7 @@ def test_only_ct_has_a_window(path: Path):
 @pytest.mark.parametrize(("name", "num_channels"), [("msd01_brain", 4), ("msd05_prostate", 2)])
 def test_channels_of_other_units_are_scaled_by_themselves(name: str, num_channels: int):
     card = read(CARDS / f"{name}.yaml")
-    assert card["network_def#in_channels"] == num_channels
+    assert card["in_channels"] == num_channels
     assert [step["channel_wise"] for step in card["intensity"]] == [True]
 
 

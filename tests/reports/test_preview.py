@@ -202,10 +202,18 @@ def test_threads_draw_the_same_pictures_as_one(write_pair: WritePair, tmp_path: 
         np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
 
 
-@pytest.mark.parametrize("shape", [(30, 26, 22, 3), (30, 26)])
-def test_a_scan_that_is_not_3d_is_refused(shape: tuple[int, ...], write_pair: WritePair, tmp_path: Path):
+def test_of_several_channels_the_first_is_drawn(write_pair: WritePair):
+    pair = write_pair()
+    expected = draw(pair)
+    image = nib.load(pair[0])
+    voxels = np.asanyarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.stack([voxels, np.flip(voxels, 0)], axis=-1), image.affine), pair[0])
+    np.testing.assert_array_equal(draw(pair), expected)
+
+
+def test_a_scan_that_is_not_3d_is_refused(write_pair: WritePair, tmp_path: Path):
     scan_path, segmentation_path = write_pair()
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), scan_path)
+    nib.save(nib.Nifti1Image(np.zeros((30, 26), np.int16), np.eye(4)), scan_path)
     with pytest.raises(UnreadableScanError, match="3D volume"):
         write_preview(scan_path, segmentation_path, LABELS, tmp_path / "preview.png")
     assert not (tmp_path / "preview.png").exists()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from tqdm import tqdm
 
@@ -15,7 +16,9 @@ from tools.errors import EmptyDatasetError, ToolsError
 logger = logging.getLogger(__name__)
 
 
-def select_readable(datalist: Sequence[Mapping[str, str]], num_workers: int = 2) -> list[dict[str, str]]:
+def select_readable(
+    datalist: Sequence[Mapping[str, str]], num_workers: int = 2, num_channels: int = 1
+) -> list[dict[str, str]]:
     """Return the entries whose image passes `check_scan`, and log one summary of the others.
 
     Large collections of unlabelled scans have a broken file now and then; a pre-training of days should neither fail
@@ -24,12 +27,13 @@ def select_readable(datalist: Sequence[Mapping[str, str]], num_workers: int = 2)
     Args:
         datalist: entries `{"image": path}`.
         num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
+        num_channels: how many volumes each file must hold.
 
     Raises:
         EmptyDatasetError: if no scan can be read; the first reason is in the text, all of them are in the log.
     """
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        found = pool.map(_find_problem, datalist)
+        found = pool.map(partial(_find_problem, num_channels=num_channels), datalist)
         # a short check should not leave a bar on the screen: it is shown after 2 s only
         shown = tqdm(found, "checking scans", len(datalist), unit="scan", delay=2, disable=len(datalist) <= 20)
         problems = list(shown)
@@ -49,9 +53,9 @@ def select_readable(datalist: Sequence[Mapping[str, str]], num_workers: int = 2)
     return readable
 
 
-def _find_problem(entry: Mapping[str, str]) -> ToolsError | None:
+def _find_problem(entry: Mapping[str, str], num_channels: int) -> ToolsError | None:
     try:
-        check_scan(entry["image"])
+        check_scan(entry["image"], num_channels)
     except ToolsError as problem:
         return problem
     return None

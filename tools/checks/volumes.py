@@ -39,12 +39,13 @@ _STACK = "stack the slices of the series into one volume"
 _FETCH = "copy or download it again"
 
 
-def read_header(path: str | Path, num_channels: int = 1) -> nib.Nifti1Image:
+def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Image:
     """Return a scan whose header is sound; its voxels are not read.
 
     Args:
         path: a `.nii` or `.nii.gz` file, NIfTI-1 or NIfTI-2.
-        num_channels: how many volumes the file must hold; axes of length 1 behind the third are ignored.
+        num_channels: how many volumes the file must hold, None for any number; axes of length 1 behind the third are
+            ignored.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -79,14 +80,14 @@ def read_header(path: str | Path, num_channels: int = 1) -> nib.Nifti1Image:
     return image
 
 
-def check_scan(path: str | Path, num_channels: int = 1) -> None:
+def check_scan(path: str | Path, num_channels: int | None = 1) -> None:
     """Raise if a scan cannot be segmented; warn of voxels that are no number and of a constant image.
 
     All voxels are read once: only that shows whether a compressed file is complete.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
-        num_channels: how many volumes the file must hold.
+        num_channels: how many volumes the file must hold, None for any number.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -175,7 +176,7 @@ def _open(path: Path) -> IO[Any]:
 
 
 def _check_header(
-    path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], dtype: np.dtype, num_channels: int
+    path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], dtype: np.dtype, num_channels: int | None
 ) -> None:
     """Check kind and grid of a raw header, which nibabel has not repaired."""
     shape_text = "×".join(map(str, shape))
@@ -184,7 +185,7 @@ def _check_header(
         raise UnreadableScanError(path, f"{kind} as voxels", "one number per voxel", "export it as a grey-value scan")
     if len(shape) < 3:
         raise UnreadableScanError(path, f"{len(shape)}D data of shape {shape_text}", "a 3D volume", _STACK)
-    if (volumes := math.prod(shape[3:])) != num_channels:
+    if num_channels is not None and (volumes := math.prod(shape[3:])) != num_channels:
         raise UnreadableScanError(
             path,
             f"{volumes} volumes in {len(shape)}D data of shape {shape_text}",

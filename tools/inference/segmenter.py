@@ -61,6 +61,7 @@ class ScanSegmenter:
         amp: mixed precision.
         preview: draw a picture of each result.
         overwrite: segment again what is done already.
+        num_channels: how many volumes a scan holds.
         settings: config values that shape the result; noted, and compared before a scan is skipped.
     """
 
@@ -77,6 +78,7 @@ class ScanSegmenter:
         amp: bool = False,
         preview: bool = True,
         overwrite: bool = False,
+        num_channels: int = 1,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.scans = list(dataset.data)
@@ -91,6 +93,7 @@ class ScanSegmenter:
         self.amp = amp
         self.preview = preview
         self.overwrite = overwrite
+        self.num_channels = num_channels
         self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
         self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
         self._first_writer = _find_first(self.postprocessing, (SaveImage, SaveImaged))
@@ -120,7 +123,7 @@ class ScanSegmenter:
                 source = _fingerprint(scan["image"])
                 done = report["scans"].get(name, {})
                 if not self.overwrite and done.get("source") == source and self.writer.locate(name).is_file():
-                    logger.info("%s: done already, skipped (--overwrite true would segment it again)", name)
+                    logger.info("%s: done already, skipped (--overwrite True would segment it again)", name)
                     bar.update()
                     continue
                 try:
@@ -187,7 +190,9 @@ class ScanSegmenter:
         }
 
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
-        read_header(data["image"])  # refuses what LoadImaged would read: time series, slices, colours
+        read_header(
+            data["image"], self.num_channels
+        )  # refuses what LoadImaged would read: time series, slices, colours
         return self.preprocessing(data, end=self._num_readers)
 
     def _predict(self, image: MetaTensor, path: str) -> torch.Tensor:
@@ -198,7 +203,7 @@ class ScanSegmenter:
                 self.checkpoint,
                 f"logits that are not finite for {Path(path).name}",
                 "finite ones",
-                "run without mixed precision (--amp false), or use other weights",
+                "run without mixed precision (--amp False), or use other weights",
             )
         return MetaTensor(logits)  # Invertd leaves a plain tensor in the network's grid, with a warning only
 

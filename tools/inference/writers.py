@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def write_segmentation(segmentation: torch.Tensor, source: str | Path, path: str
             f"the {scan.shape[:3]} voxels of the scan",
             "end the postprocessing with Invertd, so that the result lies in the scan's grid",
         )
-    values = np.asarray(torch.as_tensor(segmentation).cpu(), dtype=np.uint8).reshape(scan.shape)
+    values = np.asarray(torch.as_tensor(segmentation).cpu(), dtype=np.uint8)
+    if math.prod(scan.shape[3:]) == 1:  # the grid of the scan with all its axes; of several channels, that of one
+        values = values.reshape(scan.shape)
     image = type(scan)(values, scan.affine, scan.header)
     image.set_data_dtype(np.uint8)
     image.header["cal_min"] = image.header["cal_max"] = 0

@@ -36,11 +36,10 @@ class InflatedEncoder(nn.Module):
     """A 2D transformer of timm that reads windows `(B, C, H, W, D)` of D slices and returns feature maps.
 
     A 3D patch embedding of kernel `(E, C, p, p, D)` makes one layer of tokens of D slices, so everything after it is
-    the 2D transformer; it is the 2D convolution over `flatten_slices` of window and kernel. With one slice this is the
-    2D transformer itself.
+    the 2D transformer; it is the 2D convolution over `flatten_slices` of window and kernel.
 
-    Works with ViT, DeiT, DeiT III, BEiT, BEiT v2, BEiT-3, EVA-02, DINOv2 (also with registers), DINOv3, Swin, Swin v2 and
-    Swin v2 CR; others are taken if they are built alike. Weights are random: see `resize_planar`.
+    Works with ViT, DeiT, DeiT III, BEiT, BEiT v2, BEiT-3, EVA-02, DINOv2, DINOv3, Swin, Swin v2 and Swin v2 CR; others
+    are taken if they are built alike. Weights are random: see `resize_planar`.
 
     Args:
         name: a model name of timm, with or without the tag of its weights, such as `vit_small_patch14_dinov2`.

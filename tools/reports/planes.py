@@ -67,7 +67,7 @@ class Case:
 
 
 def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Case:
-    """Return a scan and its label map in RAS order.
+    """Return a scan, of several channels the first one, and its label map in RAS order.
 
     Raises:
         MissingFileError: if the scan or the segmentation does not exist.
@@ -75,10 +75,10 @@ def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Cas
         GeometryMismatchError: if they do not lie on the same grid.
         LabelValueError: if the segmentation holds other values than 0 to `num_classes` - 1.
     """
-    scan = read_header(scan_path)
+    scan = read_header(scan_path, num_channels=None)
     segmentation, voxels = read_labels(segmentation_path, num_classes)
     _check_grid(scan, segmentation, scan_path, segmentation_path)
-    grey = read_voxels(scan_path, scan).reshape(scan.shape[:3])
+    grey = read_voxels(scan_path, scan).reshape(*scan.shape[:3], -1)[..., 0]  # of several channels the first is shown
     orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
     grey, voxels = (nib.apply_orientation(array, orientation) for array in (grey, voxels))
     affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3])
