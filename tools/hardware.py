@@ -17,7 +17,8 @@ def describe_hardware() -> str:
     if cpu_info.is_file():
         models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    description = f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    description = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
 
 

@@ -76,6 +76,11 @@ def test_swin_has_the_parameters_of_transseg():
     assert count_parameters(encoder) == 86_749_112 - added_norms
 
 
+def test_flattening_puts_the_slices_of_a_channel_next_to_each_other():
+    windows = torch.rand(2, 3, 4, 5, 7)
+    assert torch.equal(flatten_slices(windows)[:, 1 * 7 + 2], windows[:, 1, :, :, 2])
+
+
 def test_flattened_kernel_is_the_3d_convolution():
     windows, kernel = torch.rand(2, 3, 32, 16, 5), torch.rand(6, 3, 8, 8, 5)
     wanted = F.conv3d(windows, kernel, stride=(8, 8, 1)).squeeze(-1)
