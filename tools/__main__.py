@@ -39,7 +39,13 @@ def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: s
     print(f"\n{publishing.publish(bundle, card, checkpoint, recipe, dataset_dir)}")
 
 
-def study(path: str, dataset_dir: str, output_dir: str = "runs/studies", document: str | None = None) -> None:
+def study(
+    path: str,
+    dataset_dir: str,
+    output_dir: str = "runs/studies",
+    document: str | None = None,
+    runs: str | Sequence[str] | None = None,
+) -> None:
     """Do what is not done yet of a study, and print its table.
 
     Args:
@@ -47,9 +53,10 @@ def study(path: str, dataset_dir: str, output_dir: str = "runs/studies", documen
         dataset_dir: the data set.
         output_dir: folder of the runs.
         document: file that gets the table between its markers; the numbers go to results/ beside the study.
+        runs: only these runs, and those that they need.
     """
     folder = Path(output_dir) / Path(path).stem
-    print(f"\n{studies.run_study(path, dataset_dir, folder)}")
+    print(f"\n{studies.run_study(path, dataset_dir, folder, runs)}")
     print(f"\n{studies.write_summary(path, folder, document) if document else studies.summarize(path, folder)}")
 
 
