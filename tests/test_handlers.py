@@ -468,4 +468,11 @@ def test_cases_of_the_same_name_are_told_apart(tmp_path, full):
 
 
 def test_the_hardware_names_the_threads_in_use():
-    assert describe_hardware().endswith(f"{torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert describe_hardware().endswith(", 1 thread")
+        torch.set_num_threads(2)
+        assert describe_hardware().endswith(", 2 threads")
+    finally:
+        torch.set_num_threads(threads)
