@@ -15,7 +15,7 @@ from tools.files import compute_sha256
 from tools.hardware import is_main_process
 from tools.weights.files import read_metadata, read_state_dict
 from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN, PART
+from tools.weights.layouts import OWN, PART, TIMM
 from tools.weights.matching import APPROXIMATELY, match
 from tools.weights.report import MatchReport
 
@@ -95,16 +95,21 @@ def initialize(network: Network, path: str | Path | None, **options: object) -> 
 
     Args:
         network: the network to fill, changed in place.
-        path: a checkpoint in any layout, or None.
+        path: a checkpoint in any layout, or None; `timm`: what timm has for the encoder, downloaded if need be.
         options: those of `load`.
 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
+        DownloadError: if timm's weights cannot be had.
     """
     if path is None:
         logger.info("training starts from random weights")
         return network
+    if str(path) == TIMM.name:
+        from tools.weights.timm_models import fetch_timm  # locks files, which Windows does in another way
+
+        path = fetch_timm(network)
     return load(network, path, **options)  # type: ignore[arg-type]
 
 
