@@ -20,6 +20,7 @@ from tools.errors import CheckpointError, FailedScansError, MissingFileError
 from tools.files import compute_sha256, write_atomically
 from tools.reports import format_table
 from tools.weights import read_checkpoint, read_state_dict
+from tools.weights.report import REPORT_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
         Path(checkpoint),
         Path(recipe).resolve(),
     )
-    record_path = checkpoint.with_name("training.json")
+    record_path, start_path = (checkpoint.with_name(name) for name in ("training.json", REPORT_NAME))
     for path in (checkpoint, recipe, record_path):
         if not path.is_file():
             raise MissingFileError(path, "no such file", "a file of the finished training run", "correct the path")
@@ -78,6 +79,7 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
         json.loads(record_path.read_text(encoding="utf-8")),
         evaluation,
         len(read_datalist(dataset_dir, "training")),
+        json.loads(start_path.read_text(encoding="utf-8")) if start_path.is_file() else None,
     )
     with write_atomically(description) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -130,6 +132,7 @@ def _describe(
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     num_training: int,
+    start: Mapping[str, Any] | None,
 ) -> str:
     num_cases = len(evaluation["per_case"])
     rows = [*evaluation["per_class"].items(), ("mean", evaluation["mean"])]
@@ -144,6 +147,7 @@ def _describe(
         "data": f"{card['title']}, {card['source']}, {card['licence']}",
         "cite": card["citation"],
         "training": f"{num_training} cases, {state['iteration']} steps",
+        "started from": _describe_start(start),
         "weights": f"epoch {state['epoch']} of {len(training['epochs'])}",
         "recipe": f"`{recipe.as_posix()}` over `configs/train.yaml` and the card `{weights.stem}`",
         "seed": training["seed"],
@@ -173,4 +177,14 @@ def _describe(
             "test on labelled cases first.",
             "",
         ]
+    )
+
+
+def _describe_start(start: Mapping[str, Any] | None) -> str:
+    """Say which weights the training started from, by the report that their loading left beside the checkpoint."""
+    if start is None:
+        return "random weights"
+    return (
+        f"{Path(start['source']).name}, SHA-256 `{start['sha256']}`: {start['title']}, "
+        f"{start['counts']['matched'] + start['counts']['reshaped']} tensors; licence: {start['licence']}"
     )
