@@ -105,7 +105,8 @@ def test_inspection_tells_the_layout_and_the_network(old_file):
     assert "tensors   171, 0." in text
     assert "hidden_size=24, patches=8, mlp_dim=48, num_layers=12, proj_type=perceptron, qkv_bias=False" in text
     assert "feature_size=4, in_channels=1, out_channels=2" in text
-    assert "left out  1" in text
+    assert "for       UNETR; tensors that match at the published size: 170" in text
+    assert "left out  1 of the file's tensors" in text
 
 
 def test_inspection_of_foreign_weights_says_that_they_are(tmp_path):

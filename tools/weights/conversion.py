@@ -51,8 +51,8 @@ def inspect(path: str | Path) -> str:
         "layout": f"{layout.name}: {layout.title}",
         "source": layout.source,
         "licence": read_metadata(path).get("licence", layout.licence),
-        "for": f"{layout.family}, {layout.fills if layout is not OWN else 'all tensors'}",
-        "left out": str(dropped),
+        "for": f"{layout.family}; tensors that match at the published size: {layout.counts}",
+        "left out": f"{dropped} of the file's tensors",
         "network": ", ".join(f"{name}={value}" for name, value in described.items()) or "not recognized",
     }
     return "\n".join(f"{name:<8}  {text}" for name, text in rows.items())
