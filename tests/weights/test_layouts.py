@@ -318,8 +318,10 @@ def test_the_position_table_is_resampled_to_the_networks_grid():
 
 def test_a_position_grid_that_is_no_cube_has_to_be_told():
     source, target = make_unetr(1, size=(32, 48, 32)), make_unetr(2, size=(48, 48, 32))
-    with pytest.raises(ConfigValueError, match=r"12 patches, which fill no cube.*source_grid"):
-        match(target, source.state_dict())
+    with pytest.raises(
+        ConfigValueError, match=r"^old\.pt, position table.*12 patches, which fill no cube.*source_grid"
+    ):
+        match(target, source.state_dict(), source="old.pt")
     with pytest.raises(ConfigValueError, match=r"\(2, 2, 2\) for 12 patches"):
         match(target, source.state_dict(), source_grid=(2, 2, 2))
     values, report = match(target, source.state_dict(), source_grid=(2, 3, 2))

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tools.errors import CheckpointError
+from tools.errors import CheckpointError, ConfigValueError
 from tools.weights.adaptation import PROJECTION, adapt
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import (
@@ -69,12 +70,14 @@ def match(
     tensors, table = _choose_layout(state_dict, network, layout, source)
     report = MatchReport(source, table.name, table.title, table.family, type(network).__name__, table.licence)
     report.network_values = sum(tensor.numel() for tensor in wanted.values())
-    parts = _prepare(tensors, table, network, inflation or Inflation(), report)
+    with _name_source(source):
+        parts = _prepare(tensors, table, network, inflation or Inflation(), report)
     renamed = _rename(parts, table, wanted, report)
     report.description = describe_network({name: part.tensor for name, part in renamed.items()})
     report.norm_epsilon = table.norm_epsilon
     report.network_description = describe_network(wanted)
-    values = _place(renamed, network, wanted, table, source_grid, allow_missing, report)
+    with _name_source(source):
+        values = _place(renamed, network, wanted, source_grid, allow_missing, report)
     _tell_absent(values, wanted, table, allow_missing, report)
     report.loaded_values = sum(wanted[name].numel() for name in (*report.matched, *report.reshaped))
     surplus = [name for name in report.unexpected if re.fullmatch(table.fills, table.rename(name) or name)]
@@ -150,6 +153,15 @@ def _strip(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     return stripped
 
 
+@contextlib.contextmanager
+def _name_source(source: str) -> Iterator[None]:
+    """Put the file in front of what is wrong in it."""
+    try:
+        yield
+    except ConfigValueError as error:
+        raise ConfigValueError(f"{source}, {error.subject}", error.found, error.wanted, error.remedy) from error
+
+
 def _prepare(
     tensors: Mapping[str, Tensor], table: Layout, network: nn.Module, inflation: Inflation, report: MatchReport
 ) -> dict[str, Part]:
@@ -202,7 +214,6 @@ def _place(
     renamed: Mapping[str, Part],
     network: nn.Module,
     wanted: Mapping[str, Tensor],
-    table: Layout,
     source_grid: Sequence[int] | None,
     allow_missing: str | None,
     report: MatchReport,
