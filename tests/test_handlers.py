@@ -22,7 +22,6 @@ from torch import nn
 
 from tools.errors import CheckpointError, DivergedTrainingError
 from tools.handlers import DiceReport, EpochSeed, TrainingCheckpoint, TrainingRecord
-from tools.hardware import describe_hardware
 from tools.weights import read_checkpoint, read_state_dict
 
 LABELS = ["background", "ball", "shell"]
@@ -465,14 +464,3 @@ def test_cases_of_the_same_name_are_told_apart(tmp_path, full):
     report = evaluate(tmp_path, {"x/ct.nii.gz": (full, full), "y/ct.nii.gz": (torch.zeros_like(full), full)})
     assert report["per_case"]["x/ct.nii.gz"]["ball"] == 1
     assert report["per_case"]["y/ct.nii.gz"]["ball"] == 0
-
-
-def test_the_hardware_names_the_threads_in_use():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert describe_hardware().endswith(", 1 thread")
-        torch.set_num_threads(2)
-        assert describe_hardware().endswith(", 2 threads")
-    finally:
-        torch.set_num_threads(threads)

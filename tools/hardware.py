@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
+
+if sys.platform != "win32":
+    import resource
 
 
 def describe_hardware() -> str:
@@ -20,6 +24,19 @@ def describe_hardware() -> str:
     threads = torch.get_num_threads()
     description = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
+
+
+def measure_peak_memory_gb(device: torch.device) -> float | None:
+    """Return the most memory this process has held so far, in GB of 1e9 bytes; None where the system does not tell.
+
+    On a GPU that is the memory of its tensors there, else that of the whole process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return None
+    unit_bytes = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of macOS counts bytes, that of Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e9
 
 
 def is_main_process() -> bool:

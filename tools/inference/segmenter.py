@@ -35,7 +35,7 @@ from tools.errors import (
     find_cause,
 )
 from tools.files import compute_sha256, write_json
-from tools.hardware import describe_hardware
+from tools.hardware import describe_hardware, measure_peak_memory_gb
 from tools.inference.writers import SaveSegmentationd
 from tools.reports import format_table, measure_volumes_ml, write_preview, write_volume_table
 
@@ -187,6 +187,7 @@ class ScanSegmenter:
             "segmentation": segmentation_path.name,
             "volumes_ml": volumes_ml,
             "seconds": {stage: round(time_s, 3) for stage, time_s in seconds.items()},
+            "peak_memory_gb": measure_peak_memory_gb(self.device),  # of the process until now
         }
 
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -238,6 +239,8 @@ class ScanSegmenter:
             rows = [[name, *report["scans"][name]["volumes_ml"].values()] for name in done]
             logger.info("volumes in mL\n%s", format_table(["scan", *self.labels[1:]], rows))
         logger.info("%d of %d scans segmented, in %s", len(done), len(names), self.output_dir)
+        if memory_gb := measure_peak_memory_gb(self.device):
+            logger.info("peak memory %.1f GB", memory_gb)
 
 
 def _fingerprint(path: str) -> dict[str, Any]:
