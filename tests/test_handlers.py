@@ -21,7 +21,7 @@ from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
 from tools.errors import CheckpointError, DivergedTrainingError
-from tools.handlers import DiceReport, EpochSeed, TrainingCheckpoint, TrainingRecord
+from tools.handlers import DiceReport, EpochSeed, ModelReplacement, TrainingCheckpoint, TrainingRecord
 from tools.weights import read_checkpoint, read_state_dict
 
 LABELS = ["background", "ball", "shell"]
@@ -464,3 +464,24 @@ def test_cases_of_the_same_name_are_told_apart(tmp_path, full):
     report = evaluate(tmp_path, {"x/ct.nii.gz": (full, full), "y/ct.nii.gz": (torch.zeros_like(full), full)})
     assert report["per_case"]["x/ct.nii.gz"]["ball"] == 1
     assert report["per_case"]["y/ct.nii.gz"]["ball"] == 0
+
+
+@pytest.mark.parametrize(("dice", "epoch"), [([0.5, 0.8, 0.6], 2), ([], 3)], ids=["validated", "not validated"])
+def test_the_model_of_the_bundle_is_replaced_and_the_previous_one_kept(dice, epoch, tmp_path):
+    record = TrainingRecord(tmp_path, [], torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1))
+    record.epochs = [{"epoch": number, "dice": value} for number, value in enumerate(dice, 1)]
+    network = torch.nn.Linear(1, 1)
+    torch.save({"model": {"weight": torch.full((1, 1), 2.0)}, "epoch": 2}, tmp_path / "best.pt")
+    model = tmp_path / "models" / "model.pt"
+    trainer = Engine(lambda *_: None)
+    trainer.state.epoch = 3
+    replacement = ModelReplacement(model, tmp_path, network, record)
+    replacement(trainer)
+    weight = torch.load(model, weights_only=True)["weight"]
+    assert torch.equal(weight, torch.full((1, 1), 2.0) if dice else network.weight)
+    assert not model.with_name("model_previous.pt").exists()
+    network.weight.data.fill_(7)
+    record.epochs = []
+    replacement(trainer)
+    assert torch.load(model, weights_only=True)["weight"] == 7
+    assert torch.equal(torch.load(model.with_name("model_previous.pt"), weights_only=True)["weight"], weight)

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, ScaleIntensityRanged
 
 from tools.errors import UnreadableScanError, find_cause
-from tools.transforms import FillNonFinited, LoadScand, TakeCentreSliced
+from tools.transforms import FillNonFinited, LoadScand, PlainSpacingd, TakeCentreSliced
 
 fill = FillNonFinited("image")
 
@@ -102,3 +102,14 @@ def test_the_slice_in_the_middle_of_a_window_is_taken(kind):
     assert torch.equal(taken["label"], window[..., 2])
     assert type(taken["label"]) is torch.Tensor
     assert taken["image"] == 1
+
+
+def test_what_stands_beside_an_image_is_left_alone_when_it_is_resampled():
+    image = MetaTensor(torch.rand(1, 6, 6, 4), torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0])))
+    image.meta["filename_or_obj"] = "ct.nii.gz"
+    spacing = PlainSpacingd("image", (1.0, 1.0, 3.0), mode="bilinear")
+    data = spacing({"image": image, "image_path": "ct.nii.gz"})  # as MONAI Label gives it
+    assert data["image_path"] == "ct.nii.gz"
+    assert data["image"].shape == (1, 11, 11, 4)
+    inverted = Invertd("image", Compose([spacing]), "image")(data)
+    assert inverted["image"].shape == image.shape

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fire
 
-from tools import demonstration, flops, publishing, studies
+from tools import demonstration, flops, linting, publishing, release, studies
 from tools.errors import ConfigValueError, report_plainly
 from tools.weights import catalogue, conversion, fetching
 
@@ -37,6 +37,18 @@ def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: s
         dataset_dir: the data set, for its validation list.
     """
     print(f"\n{publishing.publish(bundle, card, checkpoint, recipe, dataset_dir)}")
+
+
+def export(bundle: str, dataset: str | None = None, weights: str | None = None, out: str = "exports") -> None:
+    """Write a bundle and a model of it as a zip that needs nothing of this repository.
+
+    Args:
+        bundle: name of the bundle.
+        dataset: name of the card, a file in tools/datasets/, or a file like one; default: that of the committed model.
+        weights: a checkpoint in any layout; default: the committed model of the card.
+        out: folder of the zip and its SHA-256.
+    """
+    print(f"\n{release.export(bundle, dataset, weights, out)}")
 
 
 def study(
@@ -128,9 +140,24 @@ def fetch_weights(bundle: str, name: str | None = None, mirror: str | None = Non
         print(f"\n{path}")
 
 
+def lint(bundle: str) -> None:
+    """Tell what is wrong with a bundle, without running anything of it; status 1 if there is an error.
+
+    Args:
+        bundle: name of a bundle, or a folder with any MONAI bundle.
+    """
+    folder = linting.find_folder(bundle)
+    findings = linting.lint_bundle(folder)
+    print("\n".join(["", *map(str, findings), linting.summarize(folder, findings)]))
+    if any(finding.severity == "error" for finding in findings):
+        sys.exit(1)
+
+
 COMMANDS = {
     "demo": demo,
     "publish": publish,
+    "export": export,
+    "lint": lint,
     "study": study,
     "flops": count,
     "weights": {

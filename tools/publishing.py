@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # keys of a recipe that shape the network or its input; the others belong to training and stay there
 INFERENCE_KEYS = (
     *("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity"),
-    *("image_size", "encoder", "decoder", "num_slices", "force_2d", "in_channels"),
+    *("mirror_axes", "image_size", "encoder", "decoder", "num_slices", "force_2d", "in_channels"),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImaged, MapTransform
+from monai.transforms import LoadImaged, MapTransform, Spacingd
 
 from tools.checks import check_scan
 from tools.errors import UnreadableScanError
@@ -43,6 +43,21 @@ class LoadScand(LoadImaged):
                 "a sound NIfTI volume",
                 "export it again from its source",
             ) from error
+
+
+class PlainSpacingd(Spacingd):
+    """`Spacingd` that leaves alone what stands beside its keys.
+
+    That of MONAI 1.6 takes every entry whose name starts with `image_` for a dictionary of metadata and updates it, if
+    the image comes from a NIfTI file. MONAI Label puts a text there, `image_path`, and answers with status 500.
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
+    ) -> dict[Hashable, torch.Tensor]:
+        """Return `data` with resampled volumes."""
+        own = {key: data[key] for key in self.key_iterator(data)}
+        return {**data, **super().__call__(own, lazy)}
 
 
 class FillNonFinited(MapTransform):

@@ -3,6 +3,7 @@
 
 from tools.handlers.evaluation import DiceReport
 from tools.handlers.gradients import GradientClipping
+from tools.handlers.models import ModelReplacement
 from tools.handlers.training import EpochSeed, TrainingCheckpoint, TrainingRecord
 
-__all__ = ["DiceReport", "EpochSeed", "GradientClipping", "TrainingCheckpoint", "TrainingRecord"]
+__all__ = ["DiceReport", "EpochSeed", "GradientClipping", "ModelReplacement", "TrainingCheckpoint", "TrainingRecord"]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From scans to segmentations in the grid of their source."""
 
+from tools.inference.mirroring import MirroringInferer
 from tools.inference.segmenter import ScanSegmenter
 from tools.inference.slice_windows import SliceWindowInferer
 from tools.inference.writers import SaveSegmentationd
 
-__all__ = ["SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]
+__all__ = ["MirroringInferer", "SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]

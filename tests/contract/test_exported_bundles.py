@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One bundle, served, downloaded by MONAI's own command and used where this repository is not installed."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import site
+import subprocess
+import threading
+import venv
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tools.bundles import BUNDLES, CARDS, run_bundle
+from tools.release import export
+
+MODELS = sorted((path.parents[1].name, path.stem) for path in BUNDLES.glob("*/models/*.yaml"))
+SCANS = CARDS / "demo" / "msd04_hippocampus" / "imagesTr"
+CHECK = "set -o pipefail; curl -fsS {url}.sha256 | sed 's/_v[0-9.]*zip$/.zip/' | sha256sum --check -"  # as in README.md
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """An environment with the packages of this one, but without this repository."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # .pth files in a folder that a .pth file names are not read: that of the editable installation is one
+    (packages / "shared.pth").write_text("\n".join(site.getsitepackages()))
+    executable = folder / "bin" / "python"
+    absent = subprocess.run(
+        [executable, "-c", "import tools"], cwd=folder, env=clean(), capture_output=True, check=False
+    )
+    assert b"No module named 'tools'" in absent.stderr
+    return executable
+
+
+def clean() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | {"PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    for bundle, card in MODELS:
+        export(bundle, card, out=folder)
+    return folder
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator:
+    servers = []
+
+    def start(folder: Path) -> str:
+        handler = partial(QuietHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def find(exports: Path, bundle: str, card: str) -> tuple[str, Path]:
+    name = f"{bundle.removesuffix('_btcv')}_{card}"
+    (path,) = exports.glob(f"{name}_v*.zip")
+    return name, path
+
+
+def run(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([python, *arguments], cwd=cwd, env=clean(), capture_output=True, text=True, check=False)
+
+
+def download(python: Path, folder: Path, name: str, url: str) -> subprocess.CompletedProcess:
+    """Take the two documented steps: download, and compare the checksum."""
+    words = ["-m", "monai.bundle", "download", "--name", name, "--url", url, "--bundle_dir", str(folder)]
+    done = run(python, folder, *words)
+    if done.returncode:
+        return done
+    return subprocess.run(
+        ["bash", "-c", CHECK.format(url=url)], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Path]:
+    bundle, card = request.param
+    name, path = find(exports, bundle, card)
+    folder = tmp_path_factory.mktemp("downloads")
+    handler = partial(QuietHandler, directory=str(exports))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = download(python, folder, name, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    return bundle, card, folder / name
+
+
+def test_labels_are_those_of_the_repository(downloaded, python, tmp_path):
+    bundle, card, folder = downloaded
+    words = [
+        "--config_file",
+        "configs/inference.yaml",
+        "--dataset_dir",
+        str(SCANS),
+        "--output_dir",
+        str(tmp_path / "a"),
+    ]
+    done = run(python, folder, "-m", "monai.bundle", "run", *words)
+    assert done.returncode == 0, done.stderr
+    root = BUNDLES / bundle
+    overrides = {"bundle_root": root, "dataset_dir": SCANS, "output_dir": tmp_path / "b"}
+    assert run_bundle([root / "configs" / "inference.yaml", root / "models" / f"{card}.yaml"], overrides) == 0
+    paths = sorted((tmp_path / "a").glob("*_seg.nii.gz"))
+    assert len(paths) == len(list(SCANS.glob("*.nii.gz")))
+    for path in paths:
+        ours, theirs = nib.load(tmp_path / "b" / path.name), nib.load(path)
+        assert np.array_equal(np.asanyarray(ours.dataobj), np.asanyarray(theirs.dataobj))
+        assert np.array_equal(ours.affine, theirs.affine)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """The embedded scans as training cases `case_0`, `case_1`, `case_2`; two of them train."""
+    folder = tmp_path_factory.mktemp("dataset")
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir()
+        for number, path in enumerate(sorted((SCANS.parent / part).glob("*.nii.gz"))):
+            shutil.copy(path, folder / part / f"case_{number}.nii.gz")
+    return folder
+
+
+LOAD = """
+import sys, torch
+import monai.bundle
+from monai.bundle import ConfigWorkflow
+sys.path.insert(0, {folder!r})
+network = monai.bundle.load({name!r}, bundle_dir={parent!r})
+weights = torch.load({folder!r} + "/models/model.pt", weights_only=True)
+assert all(torch.equal(network.state_dict()[key].to(value.dtype), value) for key, value in weights.items())
+for kind in ("train", "inference"):
+    workflow = ConfigWorkflow(
+        f"{folder}/configs/{{kind}}.yaml",
+        meta_file={folder!r} + "/configs/metadata.json",
+        logging_file={folder!r} + "/configs/logging.conf",
+        workflow_type=kind,
+        bundle_root={folder!r},
+        dataset_dir={data!r} if kind == "train" else {data!r} + "/imagesTr",
+        output_dir={output!r},
+        **({{"validation_cases": ["case_2"]}} if kind == "train" else {{}}),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == [], workflow.check_properties()
+import tools
+assert tools.__file__.startswith({folder!r}), tools.__file__
+"""
+
+
+def test_python_loads_it_from_another_folder(downloaded, dataset, python, tmp_path):
+    _, _, folder = downloaded
+    code = LOAD.format(
+        folder=str(folder),
+        name=folder.name,
+        parent=str(folder.parent),
+        data=str(dataset),
+        output=str(tmp_path / "output"),
+    )
+    done = run(python, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_goes_on_from_its_model_and_replaces_it(downloaded, dataset, python, tmp_path):
+    _, _, source = downloaded
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    words = ["-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", "--dataset_dir", str(dataset)]
+    words += ["--output_dir", str(tmp_path / "run"), "--epochs", "1", "--train#trainer#epoch_length", "1"]
+    words += ["--validation_cases", "['case_2']"]
+    done = run(python, folder, *words)
+    assert done.returncode == 0, done.stderr
+    model, previous = folder / "models" / "model.pt", folder / "models" / "model_previous.pt"
+    assert previous.read_bytes() == (source / "models" / "model.pt").read_bytes()
+    assert model.read_bytes() != previous.read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["altered", "no checksum", "truncated"])
+def test_a_faulty_download_is_refused(fault, exports, python, serve, tmp_path):
+    name, source = find(exports, *MODELS[0])
+    served, folder = tmp_path / "served", tmp_path / "folder"
+    served.mkdir()
+    folder.mkdir()
+    content = bytearray(source.read_bytes())
+    if fault == "altered":
+        content[content.rindex(b"Apache License")] ^= (
+            1  # in the LICENSE or a docstring: nothing that MONAI would notice
+        )
+    if fault == "truncated":
+        content = content[: len(content) // 2]
+    (served / source.name).write_bytes(content)
+    if fault != "no checksum":
+        shutil.copy(f"{source}.sha256", served)
+    done = download(python, folder, name, f"{serve(served)}/{source.name}")
+    assert done.returncode != 0

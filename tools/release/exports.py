@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a bundle, a data set's card and weights to one zip that runs where this repository is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+
+from tools.bundles import REPOSITORY, locate_bundle, locate_card
+from tools.errors import ConfigValueError, MissingFileError
+from tools.release.archive import write_archive
+from tools.release.configs import merge_files, render_json
+from tools.release.documents import describe_metadata, describe_use
+from tools.release.sources import PACKAGE, list_sources
+from tools.weights import load, read_state_dict
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
+CARD_KEYS = ("title", "modality", "licence", "source", "citation")
+# configs that stand alone, and with which recipe the weights of a card were made
+ALONE = {"inference": None, "train": "{card}", "pretrain": "{card}_pretrain"}
+
+
+def export(
+    bundle: str, dataset: str | None = None, weights: str | Path | None = None, out: str | Path = "exports"
+) -> Path:
+    """Write `<out>/<name>_v<version>.zip` and its `.sha256`, and return the zip's path.
+
+    The name is that of the bundle, without its default data set, and of the card: `unetr_msd04_hippocampus`. One folder
+    of that name holds configs with card and recipe written into them, `models/model.pt`, the part of `tools` they need,
+    documents and licences. The same input gives the same bytes.
+
+    Args:
+        bundle: name of the bundle.
+        dataset: name of the card, or a file like one, `mine.yaml`, that may shape the network too (`network_def#...`);
+            default: that of the bundle's committed model, or BTCV if `weights` are given.
+        weights: a checkpoint of any layout; default: the committed model of the card.
+        out: folder of the zip.
+
+    Raises:
+        ConfigValueError: if there is no such bundle or card, or the version is not in the changelogs.
+        MissingFileError: if there are no weights, or no such file.
+        CheckpointError: if the weights do not fit the network, tensor by tensor.
+    """
+    root = locate_bundle(bundle)
+    dataset = dataset or (_choose_model(root) if weights is None else DEFAULT_CARD)
+    card_path = Path(dataset).expanduser() if dataset.endswith(".yaml") else locate_card(dataset)
+    card = _read_card(card_path)
+    overlay = root / "models" / f"{card_path.stem}.yaml"
+    weights = overlay.with_suffix(".safetensors") if weights is None else Path(weights).expanduser()
+    if not weights.is_file():
+        remedy = "give --weights FILE, or --dataset with the name of a committed model"
+        raise MissingFileError(weights, "no such file", f"weights for {dataset}", remedy)
+    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    _check_version(root, metadata)
+
+    name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{card_path.stem}"
+    files = _merge_configs(root, card_path, overlay)
+    config = _resolve(files["configs/inference.yaml"].decode())
+    page = overlay.with_suffix(".md")
+    model_card = page.read_text(encoding="utf-8") if weights == overlay.with_suffix(".safetensors") else None
+    metadata = describe_metadata(metadata, card, config, model_card)
+    files |= {
+        "configs/metadata.json": _encode(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"),
+        "docs/README.md": _encode(describe_use(name, metadata, card, model_card)),
+        "docs/data_license.txt": (root / "docs" / "data_license.txt").read_bytes(),
+        "LICENSE": (root / "LICENSE").read_bytes(),
+        "requirements.txt": _encode(_list_requirements()),
+        "models/model.pt": _pack_weights(config["network_def"], weights),
+    }
+    sources = list_sources(content.decode() for file, content in files.items() if file.endswith(".yaml"))
+    files |= {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in sources}
+    path = Path(out) / f"{name}_v{metadata['version']}.zip"
+    write_archive(path, {f"{name}/{file}": content for file, content in files.items()})
+    logger.info("%s: %.1f MB, %d files", path, path.stat().st_size / 1e6, len(files))
+    return path
+
+
+def _choose_model(root: Path) -> str:
+    models = sorted(path.stem for path in (root / "models").glob("*.yaml"))
+    if len(models) != 1:
+        found = f"{len(models)} committed models ({', '.join(models)})" if models else "no committed model"
+        raise ConfigValueError("--dataset", f"none, and {found} in {root.name}", "the name of a card", "give --dataset")
+    return models[0]
+
+
+def _read_card(path: Path) -> dict[str, str]:
+    """Return what a data set's card says about the data."""
+    if not path.is_file():
+        raise MissingFileError(path, "no such file", "the card of a data set", "correct --dataset")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    card = values.get("card") if isinstance(values, dict) else None
+    if absent := [key for key in CARD_KEYS if not isinstance(card, dict) or key not in card]:
+        remedy = "add `card: {...}` to it, as the files in tools/datasets have it"
+        raise ConfigValueError(str(path), f"no {', '.join(absent)}", f"card with {', '.join(CARD_KEYS)}", remedy)
+    return dict(card)
+
+
+def _check_version(root: Path, metadata: Mapping[str, Any]) -> None:
+    version = metadata["version"]
+    headings = re.findall(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for where, known in ((f"{root.name}/configs/metadata.json", metadata["changelog"]), ("CHANGELOG.md", headings)):
+        if version not in known:
+            wanted = "an entry for it in the changelog"
+            raise ConfigValueError(where, f"version {version} without an entry", wanted, "write what has changed")
+
+
+def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
+    """Return the files in `configs/`, as text that a person can read, and as JSON."""
+    configs = root / "configs"
+    files = {}
+    for path in sorted(configs.rglob("*")):
+        file = path.relative_to(root).as_posix()
+        if path.is_dir() or path.parent.name == "recipes" or path.name == "metadata.json":
+            continue
+        if path.parent != configs or path.stem not in ALONE:
+            files[file] = path.read_bytes()
+            continue
+        overlays, changes = [card], {}
+        if path.stem == "inference":
+            overlays += [overlay] if overlay.is_file() else []
+        else:
+            recipe = configs / "recipes" / f"{ALONE[path.stem].format(card=card.stem)}.yaml"
+            overlays += [recipe] if recipe.is_file() else []
+        if path.stem == "train":
+            changes = {"pretrained": "$@bundle_root + '/models/model.pt'", "replace_model": True}
+        text = merge_files(path, overlays, changes, omit=("card", "checkpoint"))
+        files[file] = _encode(text)
+        files[file.replace(".yaml", ".json")] = _encode(render_json(text, path.name))
+    return files
+
+
+def _resolve(text: str) -> dict[str, Any]:
+    """Return what the metadata need to know of a config, and its network."""
+    parser = ConfigParser(yaml.safe_load(text))
+    config = {name: parser.get(name) for name in ("labels", "in_channels", "intensity")}
+    size = "roi_size" if "roi_size" in parser else "image_size"
+    window = list(parser.get_parsed_content(size))
+    if len(window) == 2:
+        window.append(parser.get_parsed_content("window_slices"))
+    return config | {"window": window, "network_def": parser.get_parsed_content("network_def")}
+
+
+def _pack_weights(network: torch.nn.Module, weights: Path) -> bytes:
+    """Return the bytes of `model.pt`: plain names and tensors, in half precision if the file has that."""
+    load(network, weights, complete=True)
+    halves = {tensor.dtype for tensor in read_state_dict(weights).values() if tensor.is_floating_point()}
+    dtype = torch.float16 if halves == {torch.float16} else None
+    state = {
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _list_requirements() -> str:
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if not line.startswith("-e"))
+
+
+def _encode(text: str) -> bytes:
+    return text.encode()
