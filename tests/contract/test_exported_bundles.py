@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -18,12 +19,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.bundles import BUNDLES, CARDS, run_bundle
+from tools.bundles import BUNDLES, CARDS, REPOSITORY, run_bundle
 from tools.release import export
 
 MODELS = sorted((path.parents[1].name, path.stem) for path in BUNDLES.glob("*/models/*.yaml"))
 SCANS = CARDS / "demo" / "msd04_hippocampus" / "imagesTr"
-CHECK = "set -o pipefail; curl -fsS {url}.sha256 | sed 's/_v[0-9.]*zip$/.zip/' | sha256sum --check -"  # as in README.md
+STEPS = re.search(r"```bash\n(NAME=.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL).group(1)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,15 @@ def run(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run([python, *arguments], cwd=cwd, env=clean(), capture_output=True, text=True, check=False)
 
 
-def download(python: Path, folder: Path, name: str, url: str) -> subprocess.CompletedProcess:
-    """Take the two documented steps: download, and compare the checksum."""
-    words = ["-m", "monai.bundle", "download", "--name", name, "--url", url, "--bundle_dir", str(folder)]
-    done = run(python, folder, *words)
-    if done.returncode:
-        return done
+def follow_steps(python: Path, folder: Path, name: str, url: str) -> subprocess.CompletedProcess:
+    """Take the steps of README.md in an empty folder beside `scans`: download, compare the checksum, segment."""
+    (folder / "scans").symlink_to(SCANS)
+    script = re.sub(r"NAME=\S+\nURL=\S+", f"NAME={name}\nURL={url}", STEPS)
+    script = "".join(line for line in script.splitlines(keepends=True) if not line.startswith("pip "))
+    assert script.count("\n") == STEPS.count("\n") - 1, "one step installs the packages, which are there"
+    path = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     return subprocess.run(
-        ["bash", "-c", CHECK.format(url=url)], cwd=folder, capture_output=True, text=True, check=False
+        ["bash", "-ec", script], cwd=folder, env=clean() | path, capture_output=True, text=True, check=False
     )
 
 
@@ -106,31 +108,21 @@ def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Pa
     handler = partial(QuietHandler, directory=str(exports))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = download(python, folder, name, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
+        done = follow_steps(python, folder, name, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
         server.shutdown()
     assert done.returncode == 0, done.stderr
     return bundle, card, folder / name
 
 
-def test_labels_are_those_of_the_repository(downloaded, python, tmp_path):
+def test_the_documented_steps_give_the_labels_of_the_repository(downloaded, tmp_path):
     bundle, card, folder = downloaded
-    words = [
-        "--config_file",
-        "configs/inference.yaml",
-        "--dataset_dir",
-        str(SCANS),
-        "--output_dir",
-        str(tmp_path / "a"),
-    ]
-    done = run(python, folder, "-m", "monai.bundle", "run", *words)
-    assert done.returncode == 0, done.stderr
     root = BUNDLES / bundle
-    overrides = {"bundle_root": root, "dataset_dir": SCANS, "output_dir": tmp_path / "b"}
+    overrides = {"bundle_root": root, "dataset_dir": SCANS, "output_dir": tmp_path}
     assert run_bundle([root / "configs" / "inference.yaml", root / "models" / f"{card}.yaml"], overrides) == 0
-    paths = sorted((tmp_path / "a").glob("*_seg.nii.gz"))
+    paths = sorted((folder.parent / "segmentations").glob("*_seg.nii.gz"))
     assert len(paths) == len(list(SCANS.glob("*.nii.gz")))
     for path in paths:
-        ours, theirs = nib.load(tmp_path / "b" / path.name), nib.load(path)
+        ours, theirs = nib.load(tmp_path / path.name), nib.load(path)
         assert np.array_equal(np.asanyarray(ours.dataobj), np.asanyarray(theirs.dataobj))
         assert np.array_equal(ours.affine, theirs.affine)
 
@@ -215,5 +207,6 @@ def test_a_faulty_download_is_refused(fault, exports, python, serve, tmp_path):
     (served / source.name).write_bytes(content)
     if fault != "no checksum":
         shutil.copy(f"{source}.sha256", served)
-    done = download(python, folder, name, f"{serve(served)}/{source.name}")
+    done = follow_steps(python, folder, name, f"{serve(served)}/{source.name}")
     assert done.returncode != 0
+    assert not (folder / "segmentations").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch
@@ -85,3 +88,23 @@ def test_an_empty_batch_is_refused():
         SliceWindowInferer(3, batch_size=0)
     with pytest.raises(ConfigValueError, match="at least one slice"):
         SliceWindowInferer(3)(torch.rand(1, 1, 2, 2, 0), weigh)
+
+
+MEASURE = """
+import sys, torch
+from tools.hardware import measure_peak_memory_gb
+from tools.inference import SliceWindowInferer
+volume = torch.zeros(1, 1, 256, 256, int(sys.argv[1]))
+SliceWindowInferer(5, batch_size=4)(volume, lambda windows: windows[..., 2].repeat(1, 3, 1, 1))
+print(measure_peak_memory_gb(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak of a process this way")
+def test_memory_grows_with_the_volume_and_its_logits_only():
+    short_gb, long_gb = (
+        float(subprocess.run([sys.executable, "-c", MEASURE, depth], capture_output=True, check=True).stdout)
+        for depth in ("20", "420")
+    )
+    slice_gb = 256 * 256 * (1 + 3) * 4 / 1e9  # an image, three logits
+    assert 0.9 * 400 * slice_gb < long_gb - short_gb < 1.1 * 400 * slice_gb

@@ -81,7 +81,7 @@ python -m monai.bundle ckpt_export --net_id network_def --filepath models/model.
 
 `--device cpu`, `--mirroring True` (mean over mirror images, slower) and every other key of a config can be given on the
 command line. `train.yaml` starts from `models/model.pt` (`--pretrained None`: from random weights) and, when it ends,
-puts its result there; the model before stays as `models/model_previous.pt` (`--replace_model False`: nothing is replaced).
+puts its result there; the model before stays as `models/model_previous.pt` (`--replace_model False`: all stays).
 
 In Python, from any folder:
 
@@ -93,9 +93,8 @@ sys.path.insert(0, "PARENT/{name}")
 network = monai.bundle.load("{name}", bundle_dir="PARENT")
 ```
 
-`configs/inference.json` and `configs/train.json` are made of the YAML files beside them for programs that read only
-those: `monai.bundle.load` and MONAI Label. Who changes a YAML file for them deletes the JSON file (MONAI Label then reads
-YAML) or makes it anew.
+`configs/inference.json` and `configs/train.json` are made of the YAML files beside them, for `monai.bundle.load` and
+MONAI Label. After a change to a YAML file delete the JSON file, and MONAI Label reads the YAML file.
 
 MONAI Label: put this folder into `model/` of its `monaibundle` app and start the server with `--conf models {name}
 --conf zoo_source local --conf sam2 false`.

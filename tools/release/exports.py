@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")
 # configs that stand alone, and with which recipe the weights of a card were made
-ALONE = {"inference": None, "train": "{card}", "pretrain": "{card}_pretrain"}
+ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
 
 
 def export(
@@ -99,11 +99,11 @@ def _read_card(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise MissingFileError(path, "no such file", "the card of a data set", "correct --dataset")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    card = values.get("card") if isinstance(values, dict) else None
-    if absent := [key for key in CARD_KEYS if not isinstance(card, dict) or key not in card]:
+    card = dict(values.get("card") or {}) if isinstance(values, dict) else {}
+    if absent := [key for key in CARD_KEYS if key not in card]:
         remedy = "add `card: {...}` to it, as the files in tools/datasets have it"
         raise ConfigValueError(str(path), f"no {', '.join(absent)}", f"card with {', '.join(CARD_KEYS)}", remedy)
-    return dict(card)
+    return card
 
 
 def _check_version(root: Path, metadata: Mapping[str, Any]) -> None:
