@@ -79,6 +79,14 @@ class FailedScansError(ToolsError):
     """Some scans of a folder run could not be segmented; the others are done."""
 
 
+class BundleError(ToolsError):
+    """A bundle or its zip file lacks what a program needs of it, or holds what it must not."""
+
+
+class MissingPackageError(ToolsError):
+    """A Python package that a command needs is not installed."""
+
+
 def find_cause(error: BaseException) -> ToolsError | None:
     """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it.
 

@@ -15,12 +15,12 @@ import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from tools.bundles import BUNDLES, CARDS
+from tools.bundles import BUNDLES, CARDS, REPOSITORY
 from tools.errors import find_cause
 
 BUNDLE = BUNDLES / "inflated_vit_seg"
 CONFIGS = BUNDLE / "configs"
-SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
+SCHEMA = REPOSITORY / "tools" / "linting" / "meta_schema_20240725.json"
 SMALL = {
     "labels": ["background", "ball", "shell"],
     "encoder": "vit_tiny_patch16_224",

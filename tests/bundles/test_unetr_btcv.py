@@ -20,13 +20,13 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.utils import set_determinism
 
-from tools.bundles import BUNDLES, CARDS
+from tools.bundles import BUNDLES, CARDS, REPOSITORY
 from tools.errors import find_cause
 
 BUNDLE = BUNDLES / "unetr_btcv"
 CONFIGS = BUNDLE / "configs"
 PRESETS = sorted((CONFIGS / "augmentation").glob("*.yaml"))
-SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
+SCHEMA = REPOSITORY / "tools" / "linting" / "meta_schema_20240725.json"
 
 SMALL_NETWORK = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
 SMALL = {

@@ -15,7 +15,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, locate_bundle
-from tools.errors import CheckpointError, ConfigValueError, MissingFileError
+from tools.errors import BundleError, CheckpointError, ConfigValueError, MissingFileError
 from tools.release import export
 
 SCHEMA = REPOSITORY / "tools" / "linting" / "meta_schema_20240725.json"
@@ -118,6 +118,15 @@ def test_a_card_of_ones_own_shapes_configs_and_network(tmp_path):
     assert all(torch.equal(packed[name], tensor) for name, tensor in network.state_dict().items())
     train = yaml.safe_load(read(path)["configs/train.yaml"])
     assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 7: 1}
+
+
+def test_a_card_that_makes_a_faulty_bundle_is_refused(tmp_path):
+    model = BUNDLES / "unetr_btcv" / "models" / "msd04_hippocampus.yaml"
+    card = yaml.safe_load((CARDS / "msd04_hippocampus.yaml").read_text()) | yaml.safe_load(model.read_text())
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(card | {"label_map": {0: 0, 1: 1, 2: 5}}))
+    with pytest.raises(BundleError, match="label_map"):
+        export("unetr_btcv", str(tmp_path / "own.yaml"), model.with_suffix(".safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

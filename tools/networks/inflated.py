@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks.decoders import DECODERS, Plan, is_pyramid
 from tools.networks.layers import resize
+from tools.networks.tracing import TracedNetwork
 
 KERNEL = "patch_embed.proj.weight"  # of every transformer that can be inflated
 
@@ -238,6 +239,11 @@ class InflatedSegmenter(nn.Module):
         logits = self.decoder(self.encoder.encode(slices), slices)
         height, width = self.encoder.img_size
         return resize(logits, self.encoder.padded_size)[..., :height, :width]
+
+    def __prepare_scriptable__(self) -> TracedNetwork:
+        """Stand in for this network in `torch.jit.script`, which cannot compile timm's `forward_intermediates`."""
+        encoder = self.encoder
+        return TracedNetwork(self, (encoder.in_channels, *encoder.img_size, encoder.num_slices))
 
 
 def flatten_slices(windows: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def merge_files(base: Path, overlays: Sequence[Path], changes: Mapping[str, Any]
         base: the config.
         overlays: YAML files of flat keys (`a` or `a#b`), later ones win.
         changes: more keys and values.
-        omit: keys of the overlays to leave out.
+        omit: top-level keys to leave out.
 
     Raises:
         RuntimeError: if the text does not mean what MONAI makes of the files; an error of this module.
@@ -63,7 +63,7 @@ def merge_files(base: Path, overlays: Sequence[Path], changes: Mapping[str, Any]
         entries = _list_entries(lines)
         for key, value in values.items():
             name = SEPARATORS.split(key)[0]
-            if key not in omit and (name in parser or f"@{name}" in text):
+            if name not in omit and (name in parser or f"@{name}" in text):
                 block = "".join(lines.splitlines(keepends=True)[entries[key].first : entries[key].last])
                 text = _write(text, key, _make_portable(value), None if value != _make_portable(value) else block)
                 parser[key] = _make_portable(value)

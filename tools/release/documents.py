@@ -74,9 +74,11 @@ python -m monai.bundle run --config_file configs/train.yaml --dataset_dir DIR --
 # Dice on its validation list
 python -m monai.bundle run --config_file "['configs/train.yaml','configs/evaluate.yaml']" \\
     --dataset_dir DIR --output_dir runs/mine/evaluation
-# the network as TorchScript
-python -m monai.bundle ckpt_export --net_id network_def --filepath models/model.ts --ckpt_file models/model.pt \\
-    --meta_file configs/metadata.json --config_file configs/inference.yaml{_choose_tracing(metadata)}
+# the network alone as TorchScript, models/model.ts
+python -m monai.bundle ckpt_export network_def --config_file configs/inference.yaml
+# and as ONNX (pip install onnx onnxscript)
+python -m monai.bundle onnx_export network_def --filepath models/model.onnx --ckpt_file models/model.pt \\
+    --meta_file configs/metadata.json --config_file configs/inference.yaml
 ```
 
 `--device cpu`, `--mirroring True` (mean over mirror images, slower) and every other key of a config can be given on the
@@ -105,17 +107,10 @@ Licences: [code](../LICENSE), [data](data_license.txt).
     return f"{text}\n{_shorten(model_card)}" if model_card else text
 
 
-def _choose_tracing(metadata: Mapping[str, Any]) -> str:
-    """Return the options of `ckpt_export` for a network that TorchScript can trace, but not compile."""
-    image, pred = (metadata["network_data_format"][side] for side in ("inputs", "outputs"))
-    shape = [1, image["image"]["num_channels"], *image["image"]["spatial_shape"]]
-    planar = len(pred["pred"]["spatial_shape"]) == 2  # windows of slices: a network of timm
-    return f' \\\n    --use_trace True --input_shape "{shape}"' if planar else ""
-
-
 def _shorten(model_card: str) -> str:
     """Take the commands of the repository out of a model card; its headings become one level lower."""
     kept = model_card.partition("\nUse, in the bundle's folder:\n")[0].rstrip()
+    kept = re.sub(r"^\| recipe \|.*\n", "", kept, flags=re.MULTILINE)  # it is written into train.yaml
     return re.sub("^# ", "## Weights: ", kept, flags=re.MULTILINE) + "\n"
 
 

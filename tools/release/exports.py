@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from tools.bundles import REPOSITORY, locate_bundle, locate_card
-from tools.errors import ConfigValueError, MissingFileError
+from tools.bundles import CARDS, REPOSITORY, locate_bundle, locate_card
+from tools.errors import BundleError, ConfigValueError, MissingFileError
+from tools.linting import lint_bundle
 from tools.release.archive import write_archive
 from tools.release.configs import merge_files, render_json
 from tools.release.documents import describe_metadata, describe_use
@@ -51,6 +53,7 @@ def export(
         ConfigValueError: if there is no such bundle or card, or the version is not in the changelogs.
         MissingFileError: if there are no weights, or no such file.
         CheckpointError: if the weights do not fit the network, tensor by tensor.
+        BundleError: if what would be in the zip has a fault that `lint` finds, in a card of your own for instance.
     """
     root = locate_bundle(bundle)
     dataset = dataset or (_choose_model(root) if weights is None else DEFAULT_CARD)
@@ -80,6 +83,7 @@ def export(
     }
     sources = list_sources(content.decode() for file, content in files.items() if file.endswith(".yaml"))
     files |= {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in sources}
+    _check(name, files)
     path = Path(out) / f"{name}_v{metadata['version']}.zip"
     write_archive(path, {f"{name}/{file}": content for file, content in files.items()})
     logger.info("%s: %.1f MB, %d files", path, path.stat().st_size / 1e6, len(files))
@@ -126,18 +130,33 @@ def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
         if path.parent != configs or path.stem not in ALONE:
             files[file] = path.read_bytes()
             continue
-        overlays, changes = [card], {}
+        overlays, changes, omit = [card], {}, ["card", "checkpoint"]
         if path.stem == "inference":
-            overlays += [overlay] if overlay.is_file() else []
-        else:
+            overlays += [overlay] if overlay.is_file() and card.parent == CARDS else []
+        elif card.parent == CARDS:
             recipe = configs / "recipes" / f"{ALONE[path.stem].format(card=card.stem)}.yaml"
             overlays += [recipe] if recipe.is_file() else []
+        elif path.stem == "pretrain":
+            omit.append("network_def")  # pre-training has another network than the card speaks of
         if path.stem == "train":
             changes = {"pretrained": "$@bundle_root + '/models/model.pt'", "replace_model": True}
-        text = merge_files(path, overlays, changes, omit=("card", "checkpoint"))
+        text = merge_files(path, overlays, changes, omit)
         files[file] = _encode(text)
         files[file.replace(".yaml", ".json")] = _encode(render_json(text, path.name))
     return files
+
+
+def _check(name: str, files: Mapping[str, bytes]) -> None:
+    """Raise `BundleError` if `lint` finds an error in a bundle of these files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in files.items():
+            path = Path(folder) / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        faults = [fault for fault in lint_bundle(Path(folder) / name) if fault.severity == "error"]
+    if faults:
+        told = "; ".join(f"{fault.path}, {fault.where}: {fault.found} instead of {fault.wanted}" for fault in faults)
+        raise BundleError(name, f"{len(faults)} faults ({told})", "none", "correct the card or the bundle")
 
 
 def _resolve(text: str) -> dict[str, Any]:
