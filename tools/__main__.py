@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fire
 
-from tools import demonstration, flops, linting, publishing, release, studies
+from tools import demonstration, flops, labelling, linting, publishing, release, studies
 from tools.errors import ConfigValueError, report_plainly
 from tools.weights import catalogue, conversion, fetching
 
@@ -153,10 +153,39 @@ def lint(bundle: str) -> None:
         sys.exit(1)
 
 
+def install_labelling() -> None:
+    """Add MONAI Label to this environment; torch, numpy and monai stay as they are."""
+    print(f"\n{labelling.install()}")
+
+
+def start_labelling(
+    studies: str,
+    bundles: str | Sequence[str],
+    dataset: str | None = None,
+    app: str = "runs/label",
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    overwrite: bool = False,
+) -> None:
+    """Serve bundles to MONAI Label's viewers, 3D Slicer for instance, until Ctrl+C.
+
+    Args:
+        studies: folder of the scans, NIfTI files; labels are saved there too.
+        bundles: bundles of this repository, or zips or folders of any MONAI bundles, separated by commas.
+        dataset: of the bundles of this repository; default: that of their committed model.
+        app: folder of the server; models that are trained there stay there.
+        port: where the server listens.
+        host: 127.0.0.1 answers this machine only, 0.0.0.0 the whole network, without a login.
+        overwrite: replace the models that the app has already.
+    """
+    labelling.start(studies, bundles, dataset, app, port, host, overwrite)
+
+
 COMMANDS = {
     "demo": demo,
     "publish": publish,
     "export": export,
+    "label": {"install": install_labelling, "start": start_labelling},
     "lint": lint,
     "study": study,
     "flops": count,

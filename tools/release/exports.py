@@ -16,7 +16,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from tools.bundles import CARDS, REPOSITORY, locate_bundle, locate_card
+from tools.bundles import BUNDLES, CARDS, REPOSITORY, locate_bundle, locate_card
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
 from tools.release.archive import write_archive
@@ -39,7 +39,7 @@ def export(
     """Write `<out>/<name>_v<version>.zip` and its `.sha256`, and return the zip's path.
 
     The name is that of the bundle, without its default data set, and of the card: `unetr_msd04_hippocampus`. One folder
-    of that name holds configs with card and recipe written into them, `models/model.pt`, the part of `tools` they need,
+    of that name holds configs with card and recipe written into them, `models/model.pt`, the part of `tools` that bundles need,
     documents and licences. The same input gives the same bytes.
 
     Args:
@@ -81,7 +81,9 @@ def export(
         "requirements.txt": _encode(_list_requirements()),
         "models/model.pt": _pack_weights(config["network_def"], weights),
     }
-    sources = list_sources(content.decode() for file, content in files.items() if file.endswith(".yaml"))
+    # of all bundles: programs that use several in one process, as MONAI Label, import `tools` from one of them for all
+    configs = [path.read_text(encoding="utf-8") for path in sorted(BUNDLES.glob("*/configs/**/*.yaml"))]
+    sources = list_sources(configs)
     files |= {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in sources}
     _check(name, files)
     path = Path(out) / f"{name}_v{metadata['version']}.zip"
