@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from tools.pretraining.proxy_tasks import ProxyTasks
+from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
 from tools.pretraining.views import RepeatableDataset, skip_labels, stack_views
 from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
 
 __all__ = [
     "ContrastiveViTAutoEnc",
+    "ProxyTaskLoss",
+    "ProxyTasks",
     "ReconstructionContrastLoss",
     "RepeatableDataset",
+    "SwinSSL",
     "skip_labels",
     "stack_views",
 ]

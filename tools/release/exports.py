@@ -39,8 +39,8 @@ def export(
     """Write `<out>/<name>_v<version>.zip` and its `.sha256`, and return the zip's path.
 
     The name is that of the bundle, without its default data set, and of the card: `unetr_msd04_hippocampus`. One folder
-    of that name holds configs with card and recipe written into them, `models/model.pt`, the part of `tools` that bundles need,
-    documents and licences. The same input gives the same bytes.
+    of that name holds configs with card and recipe written into them, `models/model.pt`, the part of `tools` that
+    bundles need, documents and licences. The same input gives the same bytes.
 
     Args:
         bundle: name of the bundle.
