@@ -35,8 +35,11 @@ def measure_peak_memory_gb(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
         return None
-    unit_bytes = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of macOS counts bytes, that of Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e9
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, whose getrusage(2) counts the memory of the program that started this one, too
+        peak_kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak_kib) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
 
 
 def is_main_process() -> bool:

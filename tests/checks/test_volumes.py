@@ -70,6 +70,7 @@ def test_damaged_compressed_data_are_refused(write_scan, assert_readable):
         ("short.nii", b"\x5c\x01\x00\x00", "no NIfTI header", "convert it"),
         ("packed.nii", gzip.compress(b"hello" * 200), "gzip data", "rename it to end in .nii.gz"),
     ],
+    ids=["empty", "packed text", "web page, .nii.gz", "web page, .nii", "too short", "packed, .nii"],
 )
 def test_a_file_that_is_no_nifti_is_refused(tmp_path, assert_readable, name, content, found, remedy):
     path = tmp_path / name

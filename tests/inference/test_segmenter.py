@@ -233,6 +233,7 @@ def test_a_single_bad_scan_raises_its_own_error(write_phantom, make_segmenter, t
         (b"<html></html>", "no gzip data"),
         (gzip.compress(b"<html></html>" * 99), "no NIfTI header"),
     ],
+    ids=["empty", "a web page", "a packed web page"],
 )
 def test_a_file_that_is_no_scan_is_refused_before_it_is_read(tmp_path, make_segmenter, content, reason):
     path = tmp_path / "scan.nii.gz"
