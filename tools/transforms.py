@@ -52,9 +52,7 @@ class PlainSpacingd(Spacingd):
     the image comes from a NIfTI file. MONAI Label puts a text there, `image_path`, and answers with status 500.
     """
 
-    def __call__(
-        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
-    ) -> dict[Hashable, torch.Tensor]:
+    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
         """Return `data` with resampled volumes."""
         own = {key: data[key] for key in self.key_iterator(data)}
         return {**data, **super().__call__(own, lazy)}
