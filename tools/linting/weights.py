@@ -6,13 +6,14 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigComponent
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tools.errors import ToolsError
 from tools.linting.bundle import Bundle
@@ -148,11 +149,21 @@ def _build_network(config: MergedConfig, bundle: Bundle) -> dict[str, tuple[int,
     return _list_shapes(json.dumps(plain, sort_keys=True, default=str))
 
 
+class _RealRates(TorchFunctionMode):
+    """Let `torch.linspace` give real numbers on the meta device, too: the drop path rates of transformers are read."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = {"device": "cpu"} if function is torch.linspace else {}
+        return function(*args, **{**(kwargs or {}), **options})
+
+
 @functools.lru_cache(maxsize=64)
 def _list_shapes(arguments: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of a network, built on the meta device; arguments are JSON for the cache."""
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), _RealRates(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = ConfigComponent(config=json.loads(arguments)).instantiate()
     except Exception as error:  # whatever the constructor raises is about its arguments
