@@ -13,7 +13,7 @@ from tools.linting.weights import _list_shapes
 NETWORKS = {
     "UNet": {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]},
     "UNETR": {"in_channels": 1, "out_channels": 2, "img_size": [32, 32, 32], "hidden_size": 24, "num_heads": 3},
-    "SwinUNETR": {"in_channels": 1, "out_channels": 2, "feature_size": 12, "drop_path_rate": 0.1},
+    "SwinUNETR": {"in_channels": 1, "out_channels": 2, "feature_size": 12, "dropout_path_rate": 0.1},
     "SegResNet": {"spatial_dims": 3, "init_filters": 8},
     "MedNeXt": {"spatial_dims": 3, "init_filters": 4},
 }
