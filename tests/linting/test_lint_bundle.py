@@ -191,6 +191,14 @@ FAULTS: dict[str, tuple[Plant, tuple[str, ...]]] = {
         replace(INFERENCE, "tools.transforms.PlainSpacingd", "Spacingd"),
         (INFERENCE, "Spacingd of MONAI", "tools.transforms.PlainSpacingd", "500"),
     ),
+    "argument that is passed on, with a typing error": (
+        replace("configs/train.yaml", "allow_smaller: true", "allow_smallr: true"),
+        ("configs/train.yaml", "the argument allow_smallr", "write allow_smaller"),
+    ),
+    "spacing of two axes": (
+        replace("models/msd04_hippocampus.yaml", "pixdim: [1.0, 1.0, 1.0]", "pixdim: [1.0, 1.0]"),
+        ("models/msd04_hippocampus.yaml", "pixdim", "3 numbers"),
+    ),
     "foreign saver": (
         replace(INFERENCE, "tools.inference.SaveSegmentationd", "SaveClassificationd"),
         (INFERENCE, "SaveClassificationd", "SaveImaged"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ from tools.linting.expressions import (
 from tools.linting.findings import Finding, show, suggest
 from tools.linting.modules import ModuleFinder, Symbol
 
+TYPING_ERROR = 0.85  # likeness of names, by difflib
 SPECIAL = frozenset(ConfigComponent.non_arg_keys) | {"_debug_"}
 MODES = ("default", "callable", "debug")
 
@@ -172,10 +174,18 @@ def _report_unknown(config: MergedConfig, here: str, target: str, finder: Module
 def _check_arguments(
     config: MergedConfig, place: str, symbol: Symbol, given: set[str], spelled: str
 ) -> Iterator[Finding]:
-    if symbol.parameters is None or symbol.open_ended:
+    if symbol.parameters is None:
         return
     for name in sorted(given - set(symbol.parameters)):
         key = f"{place}{SEPARATOR}{name}"
+        near = difflib.get_close_matches(name, symbol.parameters, n=1, cutoff=TYPING_ERROR)
+        if symbol.open_ended:  # it may take this name, too
+            if near:
+                found, wanted = f"the argument {name}", f"{near[0]}, an argument of {spelled} of nearly that name"
+                yield config.report(
+                    key if key in config.items else place, found, wanted, f"write {near[0]}, if it is meant", "warning"
+                )
+            continue
         wanted = f"an argument of {spelled}: {', '.join(symbol.parameters) or 'none'}"
         yield config.report(
             key if key in config.items else place,

@@ -42,6 +42,9 @@ ONE = "correct the one that is wrong"
 
 def check_preprocessing(bundle: Bundle) -> Iterator[Finding]:
     """Yield where inference prepares images in another way than training, or builds another network."""
+    if bundle.own:
+        for config in bundle.sets:
+            yield from _check_axes(config)
     overlays = {config.documents[-1].name for config in bundle.choose("inference") if len(config.documents) > 1}
     for inference in bundle.choose("inference"):
         last = inference.documents[-1].name
@@ -55,6 +58,14 @@ def check_preprocessing(bundle: Bundle) -> Iterator[Finding]:
                 else (len(other.documents) == 1 and len(inference.documents) == 1)
             ):
                 yield from _compare(inference, other, bundle)
+
+
+def _check_axes(config: MergedConfig) -> Iterator[Finding]:
+    """Yield sizes that are not given for each axis of a volume, or of a slice."""
+    for key, count in (("pixdim", 3), ("roi_size", 3), ("image_size", 2)):
+        value = evaluate(config, key)
+        if key in config and is_plain(value) and not (isinstance(value, list) and len(value) == count):
+            yield config.report(key, show(value), f"{count} numbers, one for each axis", "correct it")
 
 
 def _suffix(config: MergedConfig) -> str:
