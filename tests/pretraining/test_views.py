@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import (
     Compose,
     CopyItemsd,
@@ -70,7 +70,7 @@ def is_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("cache_rate", [0.0, 0.5, 1.0])
 def test_items_are_the_same_in_every_pass_and_with_any_number_of_workers(cache_rate):
-    dataset = RepeatableDataset(DATA, make_transform(), cache_rate=cache_rate, progress=False)
+    dataset = RepeatableDataset(CacheDataset(DATA, make_transform(), cache_rate=cache_rate, progress=False))
     first = collect(dataset)
     set_determinism(seed=123)
     assert is_equal(collect(dataset), first)
@@ -81,8 +81,17 @@ def test_items_are_the_same_in_every_pass_and_with_any_number_of_workers(cache_r
     assert torch.equal(alone[1]["view_1"], first["view_1"][5])
 
 
+def test_items_are_the_same_when_kept_on_disk(tmp_path):
+    direct = RepeatableDataset(Dataset(DATA, make_transform()))
+    kept = RepeatableDataset(PersistentDataset(DATA, make_transform(), tmp_path))
+    expected = collect(direct)
+    assert is_equal(collect(kept), expected)  # prepared
+    assert len(list(tmp_path.glob("*.pt"))) == len(DATA)
+    assert is_equal(collect(kept), expected)  # read
+
+
 def test_items_differ_from_each_other_and_with_the_seed():
-    first, second = (RepeatableDataset(DATA[:1] * 2, make_transform(), seed=s, progress=False) for s in (0, 1))
+    first, second = (RepeatableDataset(Dataset(DATA[:1] * 2, make_transform()), seed=s) for s in (0, 1))
     assert not torch.equal(first[0][0]["image"], first[1][0]["image"])
     assert not torch.equal(first[0][0]["image"], second[0][0]["image"])
 
@@ -90,7 +99,7 @@ def test_items_differ_from_each_other_and_with_the_seed():
 def test_reading_disturbs_no_generator_of_the_training():
     transform = make_transform().set_random_state(seed=5)
     untouched = make_transform().set_random_state(seed=5)
-    dataset = RepeatableDataset(DATA, transform, progress=False)
+    dataset = RepeatableDataset(CacheDataset(DATA, transform, progress=False))
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     for item in dataset:
         assert len(item) == 2

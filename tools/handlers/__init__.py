@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers that MONAI lacks: seeds, record, progress, checkpoints, Dice per case."""
+"""Ignite handlers that MONAI lacks: seeds, record, progress, checkpoints, previews, Dice per case."""
 
 from tools.handlers.evaluation import DiceReport
 from tools.handlers.gradients import GradientClipping
 from tools.handlers.models import ModelReplacement
+from tools.handlers.pretraining import ReconstructionPreview, SwinTransformerExport
 from tools.handlers.training import EpochSeed, TrainingCheckpoint, TrainingRecord
 
-__all__ = ["DiceReport", "EpochSeed", "GradientClipping", "ModelReplacement", "TrainingCheckpoint", "TrainingRecord"]
+__all__ = [
+    "DiceReport",
+    "EpochSeed",
+    "GradientClipping",
+    "ModelReplacement",
+    "ReconstructionPreview",
+    "SwinTransformerExport",
+    "TrainingCheckpoint",
+    "TrainingRecord",
+]

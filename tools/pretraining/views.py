@@ -7,11 +7,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import monai
 import numpy as np
 import torch
-from monai.data import CacheDataset
-from monai.transforms import Compose, MapTransform
+from monai.transforms import MapTransform
 from torch import Tensor
+from torch.utils.data import Dataset
 
 VIEWS = ("view_1", "view_2")
 
@@ -46,24 +47,29 @@ def stack_views(
     return torch.cat(views), torch.cat([image] * len(views))
 
 
-class RepeatableDataset(CacheDataset):
-    """A `CacheDataset` whose random transforms do the same to an item whenever and in whichever process it is read.
+class RepeatableDataset(Dataset):
+    """A data set whose random transforms do the same to an item whenever and in whichever process it is read.
 
     Validation on random crops then compares epochs, not draws. Nothing is taken from the generators of the training,
     neither from the global ones nor from those of its transforms.
 
     Args:
-        data: as of `CacheDataset`.
-        transform: is copied, so that its generators are not shared with the training.
+        dataset: MONAI's `CacheDataset`, `PersistentDataset` or another with a `transform`; it gets a copy of that, so
+            that its generators are not shared with the training.
         seed: another seed gives other crops and corruptions.
-        options: as of `CacheDataset`.
     """
 
-    def __init__(self, data: Sequence[Any], transform: Compose, seed: int = 0, **options: Any) -> None:
+    def __init__(self, dataset: monai.data.Dataset, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.dataset.transform = copy.deepcopy(dataset.transform)
         self.seed = seed
-        super().__init__(data, copy.deepcopy(transform), **options)
 
-    def _transform(self, index: int) -> Any:
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return what the transforms make of an item, always the same."""
         sequence = np.random.SeedSequence([self.seed, index % len(self)])
-        self.transform.set_random_state(seed=int(sequence.generate_state(1)[0]))
-        return super()._transform(index)
+        self.dataset.transform.set_random_state(seed=int(sequence.generate_state(1)[0]))
+        return self.dataset[index]

@@ -220,11 +220,11 @@ SWIN_SSL_0_8_1 = Layout(
     drops=_SWIN_DROPS,
     renames={
         r"(layers\d\.0\.blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)": r"swinViT.\1.linear\2.\3",
-        r"((?:patch_embed|layers\d)\..*)": r"swinViT.\1",
+        r"((?:patch_embed|layers\dc?)\..*)": r"swinViT.\1",
     },
     fills=r"swinViT\..*",
     family="SwinUNETR",
-    counts="126",
+    counts="126 (v2, written by our pre-training: 134)",
 )
 
 SWIN_SSL_HEAD = Layout(
