@@ -60,6 +60,8 @@ def test_without_a_table_every_evaluated_run_is_a_row(workshop):
         ({"runs": {"a b": {}}}, ["runs", "'a b'"]),
         ({"runs": {"a": None}}, ["runs.a", "None"]),
         ({"table": {"scrach": "x"}}, ["table", "'scrach'", "did you mean scratch"]),
+        ({"against": {"scratch": "pretraind"}}, ["against", "'pretraind'", "did you mean pretrained"]),
+        ({"against": ["scratch"]}, ["against", "a mapping from runs to runs"]),
         ({"table": {"pretrain": "x"}}, ["table", "'pretrain'", "one of scratch, pretrained"]),
     ],
 )

@@ -41,6 +41,13 @@ def test_one_seed_gives_its_numbers_and_the_difference_to_the_first_row(workshop
     ]
 
 
+def test_a_row_is_compared_with_the_run_that_the_study_names(workshop):
+    workshop.change(against={"scratch": "pretrained", "pretrained": "pretrained"})
+    workshop.run()
+    cells = read_cells(summarize(workshop.study, workshop.output))
+    assert [row[-1] for row in cells[2:]] == ["-0.1000", "-"]
+
+
 def test_several_seeds_give_mean_and_standard_deviation(workshop):
     workshop.change(seeds=[0, 1, 2])
     workshop.run()

@@ -24,7 +24,8 @@ A study is `<bundle>/studies/<name>.yaml`:
 `configs` are merged in order, relative to the bundle; CARD is the data set's card. `overrides` go to the command line.
 `{pretrain}` is the folder of that run with the same seed. `evaluate` lists overlays on the run's configs that measure
 the Dice of its `last.pt`, with the same overrides. `like` takes over everything from a run further up; overrides are
-added to its own. `table` gives the rows and their labels; default: every run that is evaluated.
+added to its own. `table` gives the rows and their labels; default: every run that is evaluated. `against` names for a
+run the one that its Dice is compared with; default: the first of the table.
 """
 
 from __future__ import annotations

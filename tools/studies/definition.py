@@ -18,7 +18,7 @@ from tools.bundles import CARDS, locate_card, make_command
 from tools.checks import check_command_line
 from tools.errors import ConfigValueError, MissingFileError, UnknownOverrideError
 
-STUDY_KEYS = ("title", "card", "seeds", "runs", "table")
+STUDY_KEYS = ("title", "card", "seeds", "runs", "table", "against")
 RUN_KEYS = ("like", "configs", "overrides", "evaluate")
 # keys that the runner sets itself, see `Job`
 COMMON_KEYS = ("bundle_root", "dataset_dir", "output_dir", "seed")
@@ -58,6 +58,7 @@ class Study:
         seeds: each run is made once for each.
         runs: by name, those that others need before them.
         table: label of the row by name of the run.
+        against: by name of a run the one that its row is compared with; the first of the table for all others.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Study:
     seeds: tuple[int, ...]
     runs: Mapping[str, Run]
     table: Mapping[str, str]
+    against: Mapping[str, str]
 
 
 def read_study(path: str | Path) -> Study:
@@ -96,7 +98,10 @@ def read_study(path: str | Path) -> Study:
     _require(isinstance(table, dict), f"{path}, table", table, "a mapping from runs to labels")
     require_known(table, evaluated, f"{path}, table")
     labels = {name: str(label) for name, label in table.items()}
-    return Study(path, root, content["title"], card, tuple(content["seeds"]), runs, labels)
+    against = content.get("against", {})
+    _require(isinstance(against, dict), f"{path}, against", against, "a mapping from runs to runs")
+    require_known([*against, *against.values()], labels, f"{path}, against")
+    return Study(path, root, content["title"], card, tuple(content["seeds"]), runs, labels, against)
 
 
 def merge_configs(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

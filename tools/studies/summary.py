@@ -58,20 +58,22 @@ def render(results: Mapping[str, Any]) -> str:
     """Return the Markdown of collected results: title, table, facts.
 
     Means are over the seeds that are complete, with the standard deviation of a sample where there are two or more;
-    the difference is that of the means of Dice to the first row.
+    the difference is that of the means of Dice to the row that the study names, the first one by default.
 
     Args:
         results: the content of `results/<name>.json`.
     """
     rows = [(label, results["runs"].get(run, [])) for run, label in results["table"].items()]
+    names, against = list(results["table"]), results.get("against", {})
     classes = list(dict.fromkeys(name for _, row in rows for result in row for name in result["dice"]["per_class"]))
     means = [_mean(result["dice"]["mean"] for result in row) for _, row in rows]
     lines = [["run", "mean Dice", *classes, "seeds", "difference"], ["---", *["---:"] * (len(classes) + 3)]]
     for position, (label, row) in enumerate(rows):
         cells = [_format(result["dice"]["mean"] for result in row)]
         cells += [_format(result["dice"]["per_class"].get(name) for result in row) for name in classes]
-        mean, first = means[position], means[0]
-        difference = "-" if position == 0 or mean is None or first is None else f"{mean - first:+.4f}"
+        other = names.index(against.get(names[position], names[0]))
+        mean, base = means[position], means[other]
+        difference = "-" if position == other or mean is None or base is None else f"{mean - base:+.4f}"
         lines.append([label.replace("|", "\\|"), *cells, str(len(row)), difference])
     table = [f"| {' | '.join(line)} |" for line in lines]
     facts = textwrap.fill(_state_facts(results), _WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -97,6 +99,7 @@ def _collect(study: Study, output_dir: str | Path) -> dict[str, Any]:
         "card": study.card,
         "seeds": list(study.seeds),
         "table": dict(study.table),
+        "against": dict(study.against),
         "missing": len(jobs) - sum(map(len, runs.values())),
         "runs": runs,
     }
