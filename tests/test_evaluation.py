@@ -40,6 +40,17 @@ def test_dice_is_that_of_the_definition(write_labels, label):
     assert dice["spleen"] == pytest.approx(2 * overlap / ((segmentation == 2).sum() + 32))
 
 
+def test_values_of_the_reference_become_classes_by_the_map(write_labels, label):
+    values = np.choose(label.astype(int), [0, 7, 2, 5])  # liver is 7 there, 5 counts as background
+    values[0, 7, 7] = 5
+    dice = measure_dice(
+        write_labels("a.nii.gz", label), write_labels("b.nii.gz", values), LABELS[:3], {0: 0, 7: 1, 2: 2, 5: 0}
+    )
+    assert dice == {"liver": 1, "spleen": 1}
+    with pytest.raises(LabelValueError, match="7"):
+        measure_dice(tmp := write_labels("a.nii.gz", label), tmp.with_name("b.nii.gz"), LABELS[:3], {0: 0, 2: 2})
+
+
 def test_the_same_file_has_dice_1_and_background_is_left_out(write_labels, label):
     path = write_labels("a.nii.gz", label)
     dice = measure_dice(path, path, LABELS)

@@ -21,7 +21,16 @@ from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
 from tools.errors import CheckpointError, DivergedTrainingError
-from tools.handlers import DiceReport, EpochSeed, ModelReplacement, TrainingCheckpoint, TrainingRecord
+from tools.handlers import (
+    DiceReport,
+    EpochSeed,
+    ModelReplacement,
+    ReconstructionPreview,
+    SwinTransformerExport,
+    TrainingCheckpoint,
+    TrainingRecord,
+    pretraining,
+)
 from tools.weights import read_checkpoint, read_state_dict
 
 LABELS = ["background", "ball", "shell"]
@@ -485,3 +494,67 @@ def test_the_model_of_the_bundle_is_replaced_and_the_previous_one_kept(dice, epo
     replacement(trainer)
     assert torch.load(model, weights_only=True)["weight"] == 7
     assert torch.equal(torch.load(model.with_name("model_previous.pt"), weights_only=True)["weight"], weight)
+
+
+def validate_reconstruction(folder: Path, epochs: list[int]) -> None:
+    """Validate after `epochs`, two batches each."""
+
+    def step(engine: Engine, batch: int) -> dict[str, object]:
+        crops = torch.full((1, 1, 4, 4, 2), float(batch))
+        return {"image": crops, "pred": {"reconstruction": crops + 1}, "label": {"reconstruction": crops + 2}}
+
+    evaluator = Engine(step)
+    ReconstructionPreview(folder).attach(evaluator)
+    for epoch in epochs:
+        # as MONAI's evaluators do, which then count the steps of a validation from 1
+        evaluator.state.epoch, evaluator.state.max_epochs, evaluator.state.iteration = epoch - 1, epoch, 0
+        evaluator.run([10, 20])
+
+
+def test_each_validation_leaves_a_picture_of_its_first_batch(tmp_path, monkeypatch):
+    drawn: list[tuple] = []
+    monkeypatch.setattr(pretraining, "plot_reconstruction", lambda *arguments: drawn.append(arguments))
+    validate_reconstruction(tmp_path, [2, 4])
+    assert [path.name for *_, path, _ in drawn] == ["epoch_0002.png", "epoch_0004.png"]
+    for given, restored, wanted, path, title in drawn:
+        assert [float(crops.mean()) for crops in (given, restored, wanted)] == [10, 11, 12]
+        assert path.parent == tmp_path / "reconstruction"
+        assert title == f"epoch {int(path.stem[-4:])}"
+
+
+def test_pictures_are_files_of_the_first_process(tmp_path, monkeypatch):
+    validate_reconstruction(tmp_path, [3])
+    assert (tmp_path / "reconstruction" / "epoch_0003.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setenv("RANK", "1")
+    validate_reconstruction(tmp_path / "other", [3])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("interval", "written"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_the_transformer_is_exported_at_the_interval_and_at_the_end(interval, written, tmp_path):
+    network = nn.ModuleDict({"swinViT": nn.Linear(1, 1, bias=False), "head": nn.Linear(1, 1)})
+    path, states = tmp_path / "model_swinvit.pt", []
+
+    def change(engine: Engine, _: int) -> None:
+        network["swinViT"].weight.data.fill_(engine.state.epoch)
+
+    trainer = Engine(change)
+    SwinTransformerExport(tmp_path, network, interval).attach(trainer)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def collect(engine: Engine) -> None:
+        if path.exists():
+            states.append(torch.load(path, weights_only=True)["state_dict"])
+            path.unlink()
+
+    trainer.run([0, 1], max_epochs=5)
+    assert all(list(state) == ["module.weight"] for state in states)
+    assert [float(state["module.weight"]) for state in states] == written
+
+
+def test_the_transformer_is_exported_by_the_first_process_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    trainer = Engine(lambda *_: None)
+    SwinTransformerExport(tmp_path, nn.ModuleDict({"swinViT": nn.Linear(1, 1)})).attach(trainer)
+    trainer.run([0], max_epochs=1)
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,8 @@ import logging
 import math
 from pathlib import Path
 
+import yaml
+
 from tools.bundles import CARDS, locate_bundle, locate_model, run_bundle
 from tools.datasets import name_case, read_datalist
 from tools.errors import FailedScansError, MissingFileError
@@ -49,10 +51,11 @@ def demonstrate(bundle: str, card: str, output_dir: str | Path) -> str:
         raise FailedScansError("demo", f"exit status {status} of the run above", "0", "see its message")
     report = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
     labels = list(report["labels"].values())
+    label_map = yaml.safe_load(model.read_text(encoding="utf-8"))["label_map"]
     rows = []
     for pair in read_datalist(data, "validation"):
         name = name_case(pair["image"])
-        dice = measure_dice(output_dir / report["scans"][name]["segmentation"], pair["label"], labels)
+        dice = measure_dice(output_dir / report["scans"][name]["segmentation"], pair["label"], labels, label_map)
         volumes_ml = report["scans"][name]["volumes_ml"]
         seconds = sum(report["scans"][name]["seconds"].values())
         rows.append([name, *dice.values(), *volumes_ml.values(), seconds])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,28 +14,38 @@ from monai.metrics import compute_dice
 from tools.checks import check_pair
 
 
-def measure_dice(segmentation_path: str | Path, label_path: str | Path, labels: Sequence[str]) -> dict[str, float]:
+def measure_dice(
+    segmentation_path: str | Path,
+    label_path: str | Path,
+    labels: Sequence[str],
+    label_map: Mapping[int, int] | None = None,
+) -> dict[str, float]:
     """Return Dice per class without background; NaN for a class that the reference does not have.
 
     Args:
         segmentation_path: a label map `(H, W, D)`.
         label_path: the reference in the same grid.
         labels: names of the classes, background first.
+        label_map: class of each value in the reference, as on the card of a data set; default: they are the classes.
 
     Raises:
         MissingFileError: if one of the files does not exist.
         UnreadableScanError: if one of them is no sound NIfTI volume.
         GeometryMismatchError: if shapes or affines differ.
-        LabelValueError: if the reference holds other values than those of `labels`.
+        LabelValueError: if the reference holds other values than those of the map, or of `labels`.
     """
-    check_pair(segmentation_path, label_path, range(len(labels)))
-    segmentation, label = (_read_one_hot(path, len(labels)) for path in (segmentation_path, label_path))
+    classes = {value: value for value in range(len(labels))}
+    values = label_map or classes
+    check_pair(segmentation_path, label_path, list(values))
+    segmentation = _read_one_hot(segmentation_path, classes, len(labels))
+    label = _read_one_hot(label_path, values, len(labels))
     dice = compute_dice(segmentation, label, include_background=False, ignore_empty=True)[0]
     return dict(zip(labels[1:], dice.tolist(), strict=True))
 
 
-def _read_one_hot(path: str | Path, num_classes: int) -> torch.Tensor:
+def _read_one_hot(path: str | Path, label_map: Mapping[int, int], num_classes: int) -> torch.Tensor:
     """Return a label map as booleans `(1, K, H, W, D)`."""
     voxels = np.asanyarray(nib.load(path).dataobj)
     voxels = voxels.reshape(voxels.shape[:3])
-    return torch.from_numpy(np.stack([voxels == value for value in range(num_classes)]))[None]
+    values = [[value for value, label in label_map.items() if label == number] for number in range(num_classes)]
+    return torch.from_numpy(np.stack([np.isin(voxels, chosen) for chosen in values]))[None]

@@ -1,14 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small labelled data set, as bundles are trained with."""
+"""What tests of bundles share: a small labelled data set, and a bundle that is run as people run it."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from tools.bundles import BUNDLES
+from tools.errors import ToolsError, find_cause
+
+ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Bundle:
+    """A bundle and one more config file, which makes everything small; configs are named without folder and suffix."""
+
+    root: Path
+    small: Path
+
+    def list_files(self, configs: tuple[str | Path, ...]) -> list[str]:
+        """Return the files of configs, those in the bundle and others, with the small one at the end."""
+        own = [self.root / "configs" / f"{config}.yaml" if isinstance(config, str) else config for config in configs]
+        return [str(file) for file in (*own, self.small)]
+
+    def parse(self, *configs: str | Path) -> ConfigParser:
+        return ConfigParser(ConfigParser.load_config_files(self.list_files(configs)))
+
+    def make_workflow(self, *configs: str | Path, **overrides: Any) -> ConfigWorkflow:
+        metadata = self.root / "configs" / "metadata.json"
+        workflow = ConfigWorkflow(self.list_files(configs), str(metadata), logging_file=False, **overrides)
+        workflow.initialize()
+        return workflow
+
+    def run(self, *configs: str | Path, **overrides: Any) -> None:
+        workflow = self.make_workflow(*configs, **overrides)
+        workflow.run()
+        workflow.finalize()
+
+    def find_error(self, *configs: str | Path, **overrides: Any) -> str:
+        """Run what cannot be run and return the sentence that people get to see of it."""
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps it; the cause is what counts
+            self.run(*configs, **overrides)
+        cause = find_cause(caught.value)
+        assert isinstance(cause, ToolsError), caught.value
+        return str(cause)
+
+    def run_in_processes(self, count: int, *configs: str | Path, **overrides: Any) -> None:
+        """Run as torchrun does, but in forks of this process: importing everything once more would take most time."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
+
+        def run(rank: str) -> None:
+            os.environ.update(common, RANK=rank, LOCAL_RANK=rank)
+            self.run(*configs, **overrides)
+
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=run, args=(str(rank),), daemon=True) for rank in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * count
+
+    def kill_after_first_epoch(self, *configs: str | Path, log: Path, last: Path, **overrides: Any) -> None:
+        """Start the command of a training and kill it after it has written its first checkpoint, `last`."""
+        arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        files = str(self.list_files(configs))
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *arguments]
+        with log.open("w") as file:
+            options: dict[str, Any] = {"cwd": self.root, "env": ENVIRONMENT, "stdout": file, "stderr": file}
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            deadline = time.monotonic() + 120
+            while not last.is_file() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(0.1)  # into the next epoch
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def write_case(folder: Path, name: str, seed: int, shape: tuple[int, int, int] = (22, 20, 12)) -> None:
@@ -35,3 +120,32 @@ def dataset(tmp_path: Path) -> Path:
     pairs = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names]
     (folder / "dataset.json").write_text(json.dumps({"training": pairs[:4], "validation": pairs[4:]}))
     return folder
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[[str, dict[str, Any]], Bundle]:
+    """Give a function that takes a bundle's name and the values that make it small."""
+
+    def make(name: str, small: dict[str, Any]) -> Bundle:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(small))
+        return Bundle(BUNDLES / name, path)
+
+    return make
+
+
+@pytest.fixture
+def take_image_part() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Give a function that returns what a list of transforms does to images, as inference writes it."""
+
+    def take(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        kept = []
+        for step in steps:
+            keys = step["keys"] if isinstance(step["keys"], list) else [step["keys"]]
+            if "image" in keys:
+                position = keys.index("image")
+                first = {k: v[position] if k == "mode" and isinstance(v, list) else v for k, v in step.items()}
+                kept.append({**first, "keys": "image"})
+        return kept
+
+    return take

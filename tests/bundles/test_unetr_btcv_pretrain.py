@@ -217,9 +217,7 @@ def test_the_card_keeps_its_held_back_cases_out(small, tmp_path):
     for number in (1, 2, 3, 11):  # hippocampus_011 is held back
         write_scan(folder / f"hippocampus_{number:03}.nii.gz", number)
     workflow = make_workflow([PRETRAIN, CARD, small], dataset_dir=str(folder), output_dir=str(tmp_path / "out"))
-    data = [*workflow.parser["train#dataset#data"], *workflow.parser["validate#dataset#data"]]
-    assert data, "the lists are expressions until they are parsed"
-    lists = [workflow.parser.get_parsed_content(f"{part}#dataset#data") for part in ("train", "validate")]
+    lists = [workflow.parser.get_parsed_content(f"{key}#data") for key in ("train#dataset", "validate#dataset#dataset")]
     names = sorted(Path(scan["image"]).name for part in lists for scan in part)
     assert names == [f"hippocampus_{number:03}.nii.gz" for number in (1, 2, 3)]
 
@@ -231,7 +229,7 @@ def test_all_losses_are_recorded_and_the_best_epoch_is_that_of_the_lowest_error(
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO):
         run([PRETRAIN, small], dataset_dir=str(scans), output_dir=str(folder))
-    assert "1 of 7 scans cannot be read and are skipped" in caplog.text
+    assert "1 of 7 scans cannot be used and are skipped" in caplog.text
     record = read_record(folder)
     for epoch in record["epochs"]:
         total = epoch["loss/reconstruction"] + 0.1 * epoch["loss/contrast"]
@@ -354,5 +352,5 @@ def test_a_folder_without_a_readable_scan_ends_in_one_sentence(small, tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     sentence = result.stderr.strip().splitlines()[-1]
-    assert sentence.startswith("Error: the data set: found no readable scan among 1")
+    assert sentence.startswith("Error: the data set: found no usable scan among 1")
     assert "scan.nii.gz" in sentence

@@ -199,6 +199,13 @@ def test_a_constant_image_gives_a_warning(write_scan, caplog, value):
     assert f"the same value {value} " in caplog.text
 
 
+def test_a_constant_image_is_refused_where_contrast_is_needed(write_scan, assert_readable):
+    path = write_scan(voxels=np.full((8, 9, 10), -1024, np.int16))
+    with pytest.raises(UnreadableScanError) as caught:
+        check_scan(path, need_contrast=True)
+    assert_readable(caught.value, path, "the same value -1024 in every voxel", "export it again")
+
+
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "i1", "<u2", ">f4", "<f8"])
 def test_every_scalar_type_and_byte_order_passes_in_silence(write_scan, caplog, dtype, kind):

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # from comparing sizes
     pytest.mark.filterwarnings("ignore::UserWarning:monai.bundle"),  # that configs can run code
 ]
-UNETR, INFLATED = "unetr_btcv", "inflated_vit_seg"
+UNETR, INFLATED, SWIN = "unetr_btcv", "inflated_vit_seg", "swin_unetr_ssl"
 SMALL: dict[str, dict[str, Any]] = {
     UNETR: {
         "roi_size": [32, 16, 16],
@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "network_def#mlp_dim": 48,
         "network_def#num_heads": 3,
     },
+    SWIN: {"roi_size": [32, 64, 32], "feature_size": 12, "window_size": [4, 4, 4]},
     INFLATED: {"image_size": [40, 30], "num_slices": 3, "network_def#decoder_channels": 8},
 }
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -57,6 +58,8 @@ def describe_segmenter(encoder: str, decoder: str) -> dict[str, Any]:
 
 VARIANTS = [
     *(pytest.param(UNETR, describe_unetr(switches), id=f"unetr: {switches}") for switches in SWITCHES),
+    pytest.param(SWIN, SMALL[SWIN], id="swin unetr"),
+    pytest.param(SWIN, SMALL[SWIN] | {"use_v2": True, "window_size": [7, 7, 7]}, id="swin unetr: v2, padded windows"),
     *(
         pytest.param(INFLATED, describe_segmenter(encoder, decoder), id=f"{encoder.partition('_')[0]}, {decoder}")
         for encoder, decoder in [
@@ -133,7 +136,7 @@ def test_scripted_network_equals_the_network(bundle, source, tmp_path):
         torch.jit.load(tmp_path / "model.ts")(source.draw()[:, :, 1:])
 
 
-@pytest.mark.parametrize(("bundle", "overrides"), [VARIANTS[2], VARIANTS[-1]])
+@pytest.mark.parametrize(("bundle", "overrides"), [VARIANTS[2], VARIANTS[3], VARIANTS[-1]])
 def test_traced_network_equals_the_network(bundle, source, tmp_path):
     ckpt_export(filepath=str(tmp_path / "model.ts"), use_trace=True, input_shape=source.shape, **source.arguments)
     check_script(tmp_path / "model.ts", source.network, source.draw())

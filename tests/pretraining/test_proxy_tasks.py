@@ -63,9 +63,9 @@ def test_a_crop_that_is_not_square_gets_half_turns_only():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"roi_size": (96, 96, 64)}, "found 96×96×64, wanted the same along Y and Z .* set axis to 2 or turns to"),
-        ({"roi_size": (32, 64, 96), "axis": 2}, r"along X and Y .* change it, set turns to \[0, 2\]"),
-        ({"axis": 3}, "axis: found 3"),
+        ({"roi_size": (96, 96, 64)}, "found 96×96×64, wanted the same along Y and Z .* set --turn_axis 2 or --turns"),
+        ({"roi_size": (32, 64, 96), "axis": 2}, r"along X and Y .* change it, set --turns \[0,2\]"),
+        ({"axis": 3}, "turn_axis: found 3"),
         ({"turns": (0, 4)}, r"turns: found \[0, 4\]"),
         ({"cutout": -0.1}, r"cutout: found -0\.1"),
         ({"swap": 30}, "swap: found 30"),

@@ -102,6 +102,12 @@ def name_as_voco_ssl_head(network: SwinUNETR) -> dict[str, Tensor]:
     return {f"module.backbone.{name}": value for name, value in state.items()} | heads
 
 
+def name_as_voco_with_two_encoders(network: SwinUNETR) -> dict[str, Tensor]:
+    state = name_as_voco_ssl_head(network)
+    other = {name: torch.rand_like(value.float()) for name, value in state.items() if ".backbone." in name}
+    return state | {name.replace(".backbone.", ".teacher_backbone."): value for name, value in other.items()}
+
+
 def name_as_disruptive_autoencoder(network: SwinUNETR) -> dict[str, Tensor]:
     state = {}
     for name, value in network.state_dict().items():
@@ -206,6 +212,10 @@ CASES = {
     "VoCo SSL head": (
         *("voco", "state_dict", lambda: make_swin(1, use_v2=True), name_as_voco_ssl_head),
         *(lambda: make_swin(2, use_v2=True), run_encoders, (145, 0, 0, 22, 2)),
+    ),
+    "VoCo with a teacher that has its own encoder": (
+        *("voco", "model", lambda: make_swin(1, use_v2=True), name_as_voco_with_two_encoders),
+        *(lambda: make_swin(2, use_v2=True), run_encoders, (145, 0, 0, 22, 147)),
     ),
     "VoComni": (
         *("swin_unetr", "state_dict", lambda: make_swin(1, 21, use_v2=True), nn.Module.state_dict),

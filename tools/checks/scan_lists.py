@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a data set of images alone: scans that cannot be read are left out, with their reasons."""
+"""What is wrong with a data set of images alone: scans that cannot be used are left out, with their reasons."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 def select_readable(
     datalist: Sequence[Mapping[str, str]], num_workers: int = 2, num_channels: int = 1
 ) -> list[dict[str, str]]:
-    """Return the entries whose image passes `check_scan`, and log one summary of the others.
+    """Return the entries whose image passes `check_scan` and is not constant, and log one summary of the others.
 
     Large collections of unlabelled scans have a broken file now and then; a pre-training of days should neither fail
-    on it nor meet it in the middle. All voxels are read once.
+    on it nor meet it in the middle. A constant image is left out too: its crops are all the same, whatever the task.
+    All voxels are read once.
 
     Args:
         datalist: entries `{"image": path}`.
@@ -30,7 +31,7 @@ def select_readable(
         num_channels: how many volumes each file must hold.
 
     Raises:
-        EmptyDatasetError: if no scan can be read; the first reason is in the text, all of them are in the log.
+        EmptyDatasetError: if no scan can be used; the first reason is in the text, all of them are in the log.
     """
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         found = pool.map(partial(_find_problem, num_channels=num_channels), datalist)
@@ -40,13 +41,13 @@ def select_readable(
     reasons = [problem for problem in problems if problem is not None]
     if reasons:
         lines = "".join(f"\n  {reason}" for reason in reasons)
-        logger.warning("%d of %d scans cannot be read and are skipped:%s", len(reasons), len(datalist), lines)
+        logger.warning("%d of %d scans cannot be used and are skipped:%s", len(reasons), len(datalist), lines)
     readable = [dict(entry) for entry, problem in zip(datalist, problems, strict=True) if problem is None]
     if not readable:
         first = f" ({reasons[0].subject}: found {reasons[0].found})" if reasons else ""
         raise EmptyDatasetError(
             "the data set",
-            f"no readable scan among {len(datalist)}{first}",
+            f"no usable scan among {len(datalist)}{first}",
             "at least one NIfTI volume",
             "correct --dataset_dir or the files, see the log",
         )
@@ -55,7 +56,7 @@ def select_readable(
 
 def _find_problem(entry: Mapping[str, str], num_channels: int) -> ToolsError | None:
     try:
-        check_scan(entry["image"], num_channels)
+        check_scan(entry["image"], num_channels, need_contrast=True)
     except ToolsError as problem:
         return problem
     return None

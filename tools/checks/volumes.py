@@ -80,7 +80,7 @@ def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Ima
     return image
 
 
-def check_scan(path: str | Path, num_channels: int | None = 1) -> None:
+def check_scan(path: str | Path, num_channels: int | None = 1, *, need_contrast: bool = False) -> None:
     """Raise if a scan cannot be segmented; warn of voxels that are no number and of a constant image.
 
     All voxels are read once: only that shows whether a compressed file is complete.
@@ -88,6 +88,7 @@ def check_scan(path: str | Path, num_channels: int | None = 1) -> None:
     Args:
         path: a `.nii` or `.nii.gz` file.
         num_channels: how many volumes the file must hold, None for any number.
+        need_contrast: whether to refuse a constant image, from which nothing can be learned.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -108,8 +109,10 @@ def check_scan(path: str | Path, num_channels: int | None = 1) -> None:
             logger.warning("%s: found %s; the result may be wrong around them", path, found)
     smallest = voxels.min()
     if smallest == voxels.max():
-        value = smallest * image.dataobj.slope + image.dataobj.inter
-        logger.warning("%s: found the same value %g in every voxel; expect an empty result", path, value)
+        found = f"the same value {smallest * image.dataobj.slope + image.dataobj.inter:g} in every voxel"
+        if need_contrast:
+            raise UnreadableScanError(path, found, "grey values that differ", "export it again from its source")
+        logger.warning("%s: found %s; expect an empty result", path, found)
 
 
 def read_voxels(path: str | Path, image: nib.Nifti1Image, scaled: bool = True) -> np.ndarray:

@@ -7,6 +7,8 @@ from tools.pretraining.proxy_tasks import ProxyTasks
 from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
 from tools.pretraining.views import RepeatableDataset, skip_labels, stack_views
 from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
+from tools.pretraining.voco import SwinUNETREncoder, VoCo, VolumeContrastLoss
+from tools.pretraining.volume_crops import VolumeCrops
 
 __all__ = [
     "ContrastiveViTAutoEnc",
@@ -15,6 +17,10 @@ __all__ = [
     "ReconstructionContrastLoss",
     "RepeatableDataset",
     "SwinSSL",
+    "SwinUNETREncoder",
+    "VoCo",
+    "VolumeContrastLoss",
+    "VolumeCrops",
     "skip_labels",
     "stack_views",
 ]

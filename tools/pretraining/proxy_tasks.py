@@ -73,7 +73,7 @@ class ProxyTasks:
     ) -> None:
         self.roi_size = ensure_tuple_rep(roi_size, 3)
         if axis not in (0, 1, 2):
-            raise ConfigValueError("axis", str(axis), "0, 1 or 2", "correct it")
+            raise ConfigValueError("turn_axis", str(axis), "0, 1 or 2", "correct --turn_axis")
         if not set(turns) <= {0, 1, 2, 3}:
             raise ConfigValueError("turns", str(list(turns)), "quarter turns from 0 to 3", "correct it")
         for name, share in (("cutout", cutout), ("swap", swap)):
@@ -252,5 +252,5 @@ def _refuse_turns(roi_size: Sequence[int], axis: int) -> ConfigValueError:
         "roi_size",
         "×".join(map(str, roi_size)),
         f"the same along {first} and {second} for quarter turns about {AXES[axis]}",
-        f"change it, set {f'axis to {others[0]} or ' if others else ''}turns to [0, 2], half turns alone",
+        f"change it, set {f'--turn_axis {others[0]} or ' if others else ''}--turns [0,2], half turns alone",
     )

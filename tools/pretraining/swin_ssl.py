@@ -17,20 +17,19 @@ The contrast differs from the code in one way: it sees the crops of all processe
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.losses import ContrastiveLoss
 from monai.networks.nets.swin_unetr import SwinTransformer
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import Tensor, nn
 
 from tools.errors import ConfigValueError
+from tools.networks.swin_unetr import STRIDE, check_sizes
 from tools.pretraining.vit_autoencoder import MIN_TEMPERATURE, gather_batch
 
-STRIDE = 32  # voxels along each edge of a token of the deepest map: patches of 2, halved four times
 TASKS = ("rotation", "contrast", "reconstruction")
 HEADS = ("tokens", "pooled")
 NUM_TURNS = 4  # 0°, 90°, 180°, 270°
@@ -50,7 +49,7 @@ class SwinSSL(nn.Module):
         window_size: tokens along X, Y, Z that attend to each other, or one number; fine-tuning must have the same.
         use_v2: whether a convolution block precedes each stage.
         use_checkpoint: whether to compute activations again in the backward pass, which saves memory.
-        tasks: those that are on, of "rotation", "contrast", "reconstruction"; the others have no head.
+        tasks: those that are on, of "rotation", "contrast", "reconstruction", or one of them; the others have no head.
         heads: "tokens": rotation from token 0, contrast from token 1 of the deepest map, the corner of the crop and its
             neighbour along Z. "pooled": both from the mean of all tokens.
         decoder: "vae": five times a convolution and trilinear upsampling; "deconv": five transposed convolutions by
@@ -69,23 +68,14 @@ class SwinSSL(nn.Module):
         window_size: Sequence[int] | int = 7,
         use_v2: bool = False,
         use_checkpoint: bool = False,
-        tasks: Sequence[str] = TASKS,
+        tasks: Sequence[str] | str = TASKS,
         heads: str = "tokens",
         decoder: str = "vae",
         embedding_dim: int = 512,
     ) -> None:
         super().__init__()
-        voxels = ensure_tuple_rep(img_size, 3)
-        # one token has no second for the contrast, and InstanceNorm nothing to normalize over, in SwinUNETR neither
-        if any(size < STRIDE or size % STRIDE for size in voxels) or math.prod(voxels) == STRIDE**3:
-            raise ConfigValueError(
-                "roi_size",
-                "×".join(map(str, voxels)),
-                f"multiples of {STRIDE}, not all of them {STRIDE}",
-                "change --roi_size",
-            )
-        if feature_size < 12 or feature_size % 12:
-            raise ConfigValueError("feature_size", str(feature_size), "a multiple of 12", "use 12, 24, 48 or 96")
+        voxels, tasks = ensure_tuple_rep(img_size, 3), ensure_tuple(tasks)
+        check_sizes(voxels, feature_size)  # the contrast needs a second token, too
         if not tasks or not set(tasks) <= set(TASKS):
             found = ", ".join(tasks) or "none"
             raise ConfigValueError("tasks", found, f"one or more of {', '.join(TASKS)}", "correct --tasks")

@@ -22,8 +22,8 @@ def plot_reconstruction(
     """Draw the middle slice across the third axis of some crops, as a PNG, a row for each.
 
     The columns are the corrupted crop, what the network made of it, the clean crop, and the absolute difference of the
-    last two with its mean. A row has the grey values of its clean crop from the lowest to the highest, its error the same range from
-    zero. Of several channels the first is drawn; axes in RAS order stand in radiological convention.
+    last two with its mean. A row has the grey values of its clean crop from the lowest to the highest, its error the
+    same range from zero. Of several channels the first is drawn; axes in RAS order stand in radiological convention.
 
     Args:
         given: corrupted crops `(N, C, X, Y, Z)`.

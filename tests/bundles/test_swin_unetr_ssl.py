@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as people use it: started from any weights, trained, evaluated and used for inference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.networks.nets import SwinUNETR
+from torch import Tensor
+
+from tools.bundles import BUNDLES, CARDS
+from tools.weights.swin_transformer import name_like_swinvit
+
+ROOT = BUNDLES / "swin_unetr_ssl"
+CONFIGS = ROOT / "configs"
+TINY = {"feature_size": 12, "window_size": [2, 2, 2]}
+SMALL = TINY | {
+    "labels": ["background", "ball", "shell"],
+    "pixdim": [1.0, 1.0, 2.0],
+    "roi_size": [32, 32, 64],  # the smallest one: deeper than 1 x 1 x 2 there is nothing to normalize over
+    "overlap": 0.25,
+    "epochs": 2,
+    "val_interval": 1,
+    "checkpoint_interval": 1,
+    "num_workers": 0,
+    "learning_rate": 0.001,
+    "warmup_epochs": 1,
+    "batch_size": 2,
+    "num_samples": 1,
+}
+BTCV_IDS = (*range(1, 11), *range(21, 41))
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+@pytest.fixture
+def bundle(make_bundle):
+    return make_bundle("swin_unetr_ssl", SMALL)
+
+
+@pytest.fixture
+def btcv(tmp_path: Path) -> Path:
+    """The 30 labelled scans of BTCV by name, 24 x 22 x 18 voxels, with all of its 14 label values."""
+    folder = tmp_path / "RawData" / "Training"
+    generator = np.random.default_rng(0)
+    for sub in ("img", "label"):
+        (folder / sub).mkdir(parents=True)
+    label = np.zeros((24, 22, 18), np.uint8)
+    for value in range(1, 14):
+        label[1 + value : 9 + value, 4:18, value : value + 4] = value
+    for number in BTCV_IDS:
+        image = (label * 20.0 - 100 + generator.normal(0, 10, label.shape)).astype(np.int16)
+        for sub, name, voxels in (("img", "img", image), ("label", "label", label)):
+            nib.save(
+                nib.Nifti1Image(voxels, np.diag([-1.5, -1.5, 2.0, 1.0])), folder / sub / f"{name}{number:04}.nii.gz"
+            )
+    return folder
+
+
+# ---- what the files say
+
+
+def test_the_card_btcv_is_written_out_in_train_and_inference():
+    card = yaml.safe_load((CARDS / "btcv.yaml").read_text())
+    del card["card"]
+    train, inference = read("train"), read("inference")
+    assert {key: train[key] for key in card} == card
+    shared = card.keys() & inference.keys()
+    assert shared >= {"labels", "orientation", "pixdim", "roi_size", "intensity"}
+    assert {key: inference[key] for key in shared} == {key: card[key] for key in shared}
+
+
+def test_training_and_inference_have_the_same_network_and_prepare_images_in_the_same_way(take_image_part):
+    train, inference = read("train"), read("inference")
+    for key in ("network_def", *TINY, "use_v2", "in_channels", "mirror_axes"):
+        assert train[key] == inference[key]
+    assert take_image_part(train["train"]["geometry"]) == inference["geometry"]
+    assert take_image_part(train["validate"]["geometry"]) == inference["geometry"]
+
+
+def test_metadata_name_the_labels_of_the_config_and_its_network():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    tensors = metadata["network_data_format"]
+    assert list(tensors["outputs"]["pred"]["channel_def"].values()) == read("inference")["labels"]
+    assert tensors["inputs"]["image"]["spatial_shape"] == read("inference")["roi_size"]
+    assert metadata["version"] in metadata["changelog"]
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+@pytest.mark.parametrize(("feature_size", "count"), [(48, 62_187_296), (24, 15_703_304), (12, 4_078_220)])
+def test_base_small_and_tiny_have_the_published_numbers_of_parameters(config, feature_size, count):
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / f"{config}.yaml")))
+    parser["feature_size"] = feature_size
+    assert sum(parameter.numel() for parameter in parser.get_parsed_content("network_def").parameters()) == count
+
+
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_card_gives_transforms_and_a_label_map_that_fit_its_labels(card: Path):
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "train.yaml"), str(card)]))
+    assert set(parser.get_parsed_content("label_map").values()) == set(range(parser.get_parsed_content("num_classes")))
+    for section in ("train", "validate"):
+        parser.get_parsed_content(f"{section}#preprocessing")
+
+
+@pytest.mark.parametrize("recipe", sorted((CONFIGS / "recipes").glob("*[!n].yaml")), ids=lambda path: path.stem)
+def test_a_recipe_fits_the_card_of_its_name(recipe: Path):
+    files = [CONFIGS / "train.yaml", CARDS / recipe.name, recipe]
+    parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+    assert all(size % 32 == 0 for size in parser.get_parsed_content("roi_size"))
+    parser.get_parsed_content("train#preprocessing")
+    turned = {step.get("spatial_axis") for step in parser["augmentation"] if step["_target_"] == "RandFlipd"}
+    assert turned == set(parser["mirror_axes"]), "test-time mirroring shows what training has shown"
+
+
+# ---- the recipe of BTCV
+
+
+def test_the_recipe_of_btcv_finds_its_split_and_all_that_monai_requires(make_bundle, btcv, tmp_path):
+    """Not made small: nothing of train.yaml is overridden but the paths."""
+    bundle = make_bundle("swin_unetr_ssl", {"dataset_dir": str(btcv), "output_dir": str(tmp_path / "run")})
+    workflow = bundle.make_workflow("train", workflow_type="train")
+    assert workflow.check_properties() == []
+    cases = [workflow.parser.get_parsed_content(f"{section}#dataset#data") for section in ("train", "validate")]
+    names = [[Path(case["image"]).name for case in section] for section in cases]
+    train = [f"img{number:04}.nii.gz" for number in BTCV_IDS if number < 35]
+    assert names == [train, [f"img{number:04}.nii.gz" for number in range(35, 41)]]
+    pairs = [(Path(case["image"]).name[3:], Path(case["label"]).name[5:]) for section in cases for case in section]
+    assert all(image == label for image, label in pairs)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.max_epochs, trainer.state.epoch_length) == (5000, 24)
+    assert sum(parameter.numel() for parameter in trainer.network.parameters()) == 62_187_296
+    (batch,) = (next(iter(workflow.parser.get_parsed_content("train#dataloader"))),)
+    assert batch["image"].shape == batch["label"].shape == (4, 1, 96, 96, 96)
+
+
+def test_an_epoch_on_btcv_is_trained_and_every_organ_has_its_dice(make_bundle, btcv, tmp_path):
+    small = TINY | {"roi_size": [32, 32, 64], "num_samples": 1, "batch_size": 2, "num_workers": 0}
+    bundle = make_bundle("swin_unetr_ssl", small | {"training_share": 0.25})
+    bundle.run("train", dataset_dir=str(btcv), output_dir=str(tmp_path / "run"), epochs=1, overlap=0.25)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    (epoch,) = record["epochs"]
+    assert (record["training_cases"], record["steps"]) == (6, 3)
+    assert np.isfinite(epoch["loss"])
+    organs = [key.removeprefix("dice/") for key in epoch if key.startswith("dice/")]
+    assert organs == read("train")["labels"][1:]
+    assert epoch["dice"] == pytest.approx(np.mean([epoch[f"dice/{organ}"] for organ in organs]), abs=1e-5)
+
+
+# ---- weights to start from
+
+
+def make_network(out_channels: int = 3, **options: object) -> SwinUNETR:
+    torch.manual_seed(1)
+    return SwinUNETR(1, out_channels, **({"feature_size": 12, "window_size": 2} | options))
+
+
+def name_as_swinvit(network: SwinUNETR) -> dict[str, dict[str, Tensor]]:
+    """Name tensors as model_swinvit.pt does; it also has a norm and the heads of an earlier script."""
+    content = name_like_swinvit(network.state_dict())
+    content["state_dict"] |= {f"module.norm.{part}": torch.ones(192) for part in ("weight", "bias")}
+    content["state_dict"]["module.rotation_head.weight"] = torch.rand(4, 192)
+    return content
+
+
+STARTS = {
+    # our pre-training is that of test_swin_unetr_ssl_pretrain.py
+    "model_swinvit.pt": (name_as_swinvit, {}, "swinViT.", 126),
+    "BTCV model of 14 classes": (lambda n: {"state_dict": n.state_dict()}, {"out_channels": 14}, "", 157),
+    "own model of as many classes": (lambda n: {"model": n.state_dict()}, {}, "", 159),
+    "own model of v2": (lambda n: {"model": n.state_dict()}, {"use_v2": True}, "", 167),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_training_starts_from_published_weights_and_reports_them(start, bundle, tmp_path):
+    name, options, prefix, count = STARTS[start]
+    source = make_network(**options)
+    torch.save(name(source), tmp_path / "weights.pt")
+    parser = bundle.parse("train")
+    parser.update({"pretrained": str(tmp_path / "weights.pt"), "output_dir": str(tmp_path)})
+    parser["use_v2"] = options.get("use_v2", False)
+    network = parser.get_parsed_content("network").state_dict()
+    expected = {key: value for key, value in source.state_dict().items() if key.startswith(prefix)}
+    equal = [key for key, value in expected.items() if torch.equal(value, network[key]) and "index" not in key]
+    report = json.loads((tmp_path / "weights.json").read_text())
+    assert report["counts"]["matched"] == count
+    assert len(equal) == count - 8, "all but the tables of positions, which are the same everywhere"
+
+
+def test_weights_of_another_variant_are_refused_with_what_to_set(bundle, dataset, tmp_path):
+    torch.save(name_as_swinvit(make_network()), tmp_path / "weights.pt")
+    options = {"pretrained": str(tmp_path / "weights.pt"), "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
+    assert "with use_v2=False (here True)" in bundle.find_error("train", **options, use_v2=True)
+    assert "with feature_size=12 (here 24)" in bundle.find_error("train", **options, feature_size=24)
+
+
+# ---- training
+
+
+def test_a_seed_gives_the_same_run_whether_activations_are_kept_or_computed_again(bundle, dataset, tmp_path):
+    results = []
+    for use_checkpoint in (False, True):
+        folder = tmp_path / str(use_checkpoint)
+        options = {"dataset_dir": str(dataset), "output_dir": str(folder), "epochs": 1, "seed": 7}
+        bundle.run("train", **options, use_checkpoint=use_checkpoint)
+        (epoch,) = json.loads((folder / "training.json").read_text())["epochs"]
+        results.append([epoch["loss"], epoch["dice"]])
+    assert results[1] == pytest.approx(results[0], abs=1e-4)
+
+
+def test_the_residual_variant_trains(bundle, dataset, tmp_path):
+    bundle.run("train", dataset_dir=str(dataset), output_dir=str(tmp_path), use_v2=True, epochs=1, training_share=0.5)
+    assert np.isfinite(json.loads((tmp_path / "training.json").read_text())["epochs"][0]["loss"])
+    assert "swinViT.layers1c.0.layer.conv1.conv.weight" in torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("use_v2", [False, True])
+def test_every_parameter_gets_a_gradient_so_that_processes_need_not_search_for_unused_ones(use_v2):
+    network = make_network(use_v2=use_v2)
+    network(torch.rand(1, 1, 32, 32, 64)).sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    for config in ("multi_gpu_train", "multi_gpu_pretrain"):
+        assert "find_unused_parameters" not in read(config)["network"]
+
+
+def test_two_processes_share_the_cases_and_the_first_alone_writes(bundle, dataset, tmp_path):
+    probe = tmp_path / "probe.yaml"
+    told = "[list(@train#sampler), sum(p.grad.abs().sum().item() for p in @network.parameters())]"
+    write_it = f"$open('{tmp_path}/rank_' + os.environ['RANK'], 'w').write(str({told}))"
+    probe.write_text(yaml.safe_dump({"run": ["$@train#trainer.run()", write_it]}))
+    options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "epochs": 1, "use_checkpoint": True}
+    bundle.run_in_processes(2, "train", "multi_gpu_train", probe, **options)
+    (first, gradient), (second, other) = (json.loads((tmp_path / f"rank_{rank}").read_text()) for rank in (0, 1))
+    assert sorted(first + second) == [0, 1, 2, 3]
+    assert gradient == pytest.approx(other)
+    assert len(list((tmp_path / "run").glob("events*"))) == 2  # trainer and evaluator of rank 0
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["best"]["epoch"] == 1
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["model"].keys() == make_network().state_dict().keys()
+
+
+# ---- evaluation and inference
+
+
+def test_training_then_evaluation_then_inference(bundle, dataset, tmp_path):
+    bundle.run("train", dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), val_interval=2)
+    best = str(tmp_path / "run" / "best.pt")
+    options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "evaluation"), "checkpoint": best}
+    bundle.run("train", "evaluate", **options)
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert evaluation["mean"] == pytest.approx(record["best"]["dice"], abs=1e-4)
+    assert list(evaluation["per_case"]) == ["case_4.nii.gz", "case_5.nii.gz"]
+
+    scan = dataset / "imagesTr" / "case_4.nii.gz"
+    bundle.run("inference", datalist=[str(scan)], output_dir=str(tmp_path / "segmentations"), checkpoint=best)
+    label = np.asanyarray(nib.load(dataset / "labelsTr" / "case_4.nii.gz").dataobj)
+    image = nib.load(tmp_path / "segmentations" / "case_4_seg.nii.gz")
+    segmentation = np.asanyarray(image.dataobj)
+    np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
+    overlap = 2 * np.sum((segmentation == 1) & (label == 1)) / (np.sum(segmentation == 1) + np.sum(label == 1))
+    assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
+    assert segmentation.any()

@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder is Swin UNETR's, the teacher only follows, and the loss is what the formulas say."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.networks.nets import SwinUNETR
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tools import weights
+from tools.errors import ConfigValueError
+from tools.pretraining import SwinUNETREncoder, VoCo, VolumeContrastLoss, VolumeCrops
+from tools.pretraining.voco import ProjectionHead
+
+CROP = (64, 32, 32)
+VARIANTS = ("cvpr", "extension", "paper")
+TERMS = ("prediction", "positive", "negative", "inter_volume", "regularization")
+
+
+def make_encoder(**changes) -> SwinUNETREncoder:
+    # windows of 2: those of 7 take 100 times as long on so small a crop
+    return SwinUNETREncoder(**({"in_channels": 1, "img_size": CROP, "feature_size": 12, "window_size": 2} | changes))
+
+
+class Pooling(nn.Module):
+    """Stands for the encoder where its size does not matter: one linear layer on the first voxels."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, self.num_features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(image.flatten(1))
+
+
+def make_stub(variant: str, seed: int = 0, **changes) -> VoCo:
+    torch.manual_seed(seed)
+    return VoCo(Pooling(), variant, **({"embedding_dim": 16} | changes))
+
+
+def make_views(
+    volumes: int = 2, bases: int = 4, crops: int = 2, shape: tuple[int, ...] = (2, 2, 2)
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    counts = {"base": bases, "random": crops}
+    return {name: torch.randn(volumes, count, 1, *shape, generator=generator) for name, count in counts.items()}
+
+
+def make_overlap(volumes: int = 2, crops: int = 2, bases: int = 4) -> Tensor:
+    """Return shares that sum to 1; in each crop the last base crop has none."""
+    shares = torch.rand(volumes, crops, bases, generator=torch.Generator().manual_seed(2)) + 0.05
+    shares[..., -1] = 0
+    return shares / shares.sum(-1, keepdim=True)
+
+
+# ---- the network
+
+
+@pytest.mark.parametrize(("feature_size", "values"), [(48, 53_164_146), (12, None)])
+def test_the_encoder_has_the_names_and_values_of_a_swinunetr_v2(feature_size, values):
+    unetr = SwinUNETR(1, 14, feature_size=feature_size, use_v2=True)
+    encoder = SwinUNETREncoder(1, 64, feature_size)
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    wanted = ("swinViT.", "encoder")
+    assert shapes == {name: tensor.shape for name, tensor in unetr.state_dict().items() if name.startswith(wanted)}
+    assert len(shapes) == 145
+    assert encoder.num_features == 24 * feature_size
+    if values:  # as published: 53 M, features of 1152
+        assert sum(parameter.numel() for parameter in encoder.parameters()) == values
+
+
+def test_features_are_the_means_of_what_the_decoder_reads():
+    torch.manual_seed(0)
+    unetr = SwinUNETR(1, 2, feature_size=12, window_size=2, use_v2=True)
+    encoder = make_encoder()
+    encoder.load_state_dict({name: value for name, value in unetr.state_dict().items() if name in encoder.state_dict()})
+    seen = {}
+    for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"):
+        unetr.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    crops = torch.rand(2, 1, *CROP)
+    with torch.no_grad():
+        unetr(crops)
+        features = encoder(crops)
+    assert features.shape == (2, 24 * 12)
+    expected = torch.cat([seen[f"encoder{number}"].mean((2, 3, 4)) for number in (1, 2, 3, 4, 10)], dim=1)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_checkpoint_fills_a_swinunetr_with_the_student(variant, tmp_path, caplog):
+    torch.manual_seed(0)
+    network = VoCo(make_encoder(), variant, embedding_dim=8)
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.add_(0.1)  # so that the student is not its teacher
+    weights.save_checkpoint({"model": network.state_dict(), "epoch": 1}, tmp_path / "last.pt")
+    unetr = SwinUNETR(1, 5, feature_size=12, window_size=2, use_v2=True)
+    with caplog.at_level(logging.INFO):
+        weights.load(unetr, tmp_path / "last.pt", report_dir=tmp_path)
+    assert "145" in caplog.text
+    for name, tensor in network.backbone.state_dict().items():
+        assert torch.equal(unetr.state_dict()[name], tensor)
+    _, report = weights.match(unetr, network.state_dict())
+    assert (report.layout, report.num_loaded, len(report.untouched), report.unexpected) == ("voco", 145, 22, [])
+    teachers = [name for name in network.state_dict() if name.startswith("teacher_backbone.")]
+    assert len(teachers) == (145 if variant == "cvpr" else 0)
+    assert {report.dropped[name] for name in teachers} <= {"the teacher, a moving average of the student"}
+    # and the encoder of a pre-training to come
+    encoder = make_encoder()
+    weights.initialize(encoder, tmp_path / "last.pt")
+    assert all(torch.equal(encoder.state_dict()[name], x) for name, x in network.backbone.state_dict().items())
+    # and the same network, to resume
+    again = VoCo(make_encoder(), variant, embedding_dim=8)
+    weights.fill(again, network.state_dict(), "last.pt")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(variant):
+    torch.manual_seed(0)
+    network = VoCo(make_encoder(use_checkpoint=True), variant, embedding_dim=8, crops_at_once=4)
+    output = network(make_views(2, 4, 1, CROP))
+    assert output["base"].shape == (2, 4, 8)
+    assert output["random"].shape == (2, 1, 8)
+    assert (variant == "paper") == ("teacher_base" not in output)
+    VolumeContrastLoss(variant)(output, make_overlap(2, 1)).backward()
+    trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    student = {name for name, _ in network.named_parameters() if not name.startswith("teacher")}
+    assert trained == student  # so that DistributedDataParallel needs no find_unused_parameters
+    assert {id(parameter) for parameter in network.trainable_parameters()} == {
+        id(parameter) for name, parameter in network.named_parameters() if name in student
+    }
+
+
+@pytest.mark.parametrize("variant", ["cvpr", "extension"])
+def test_the_teacher_starts_as_the_student_and_moves_by_the_average_alone(variant):
+    network = make_stub(variant, momentum=0.7)
+    pairs = [(network.teacher, network.student)]
+    if variant == "cvpr":
+        pairs.append((network.teacher_backbone, network.backbone))
+    else:
+        assert network.teacher_backbone is None
+    optimizer = torch.optim.AdamW(network.trainable_parameters(), lr=0.1)
+    loss = VolumeContrastLoss(variant)
+    expected = [[parameter.detach().clone() for parameter in student.parameters()] for _, student in pairs]
+    for _ in range(3):
+        students = [[parameter.detach().clone() for parameter in student.parameters()] for _, student in pairs]
+        expected = [
+            [0.7 * old + 0.3 * new for old, new in zip(*both, strict=True)]
+            for both in zip(expected, students, strict=True)
+        ]
+        optimizer.zero_grad()
+        loss(network(make_views()), make_overlap()).backward()
+        optimizer.step()
+        for (teacher, _), values in zip(pairs, expected, strict=True):
+            for parameter, value in zip(teacher.parameters(), values, strict=True):
+                torch.testing.assert_close(parameter, value)
+                assert parameter.grad is None
+    assert any(not torch.equal(*both) for both in zip(pairs[0][0].parameters(), pairs[0][1].parameters(), strict=True))
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert not held & {id(parameter) for teacher, _ in pairs for parameter in teacher.parameters()}
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.eval()(make_views())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_the_teacher_starts_from_the_weights_that_the_encoder_has():
+    backbone = Pooling()
+    nn.init.constant_(backbone.layer.weight, 3.0)
+    network = VoCo(backbone, "cvpr", embedding_dim=16)
+    assert torch.equal(network.teacher_backbone.layer.weight, backbone.layer.weight)
+    assert network.teacher_backbone.layer.weight is not backbone.layer.weight
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_computes_what_the_unbroken_one_does(variant):
+    def train(network: VoCo, optimizer: torch.optim.Optimizer, steps: range) -> float:
+        for step in steps:
+            torch.manual_seed(step)
+            value = VolumeContrastLoss(variant)(network(make_views()), make_overlap())
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        return value.item()
+
+    def start(seed: int) -> tuple[VoCo, torch.optim.Optimizer]:
+        network = make_stub(variant, seed)
+        return network, torch.optim.AdamW(network.trainable_parameters(), lr=0.01)
+
+    whole = train(*start(0), range(6))
+    network, optimizer = start(0)
+    train(network, optimizer, range(3))
+    second, its_optimizer = start(1)
+    weights.fill(second, network.state_dict(), "last.pt")
+    its_optimizer.load_state_dict(optimizer.state_dict())
+    assert train(second, its_optimizer, range(3, 6)) == whole
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("crops_at_once", [1, 5, 100])
+def test_crops_in_parts_give_the_gradient_of_all_at_once(variant, crops_at_once):
+    gradients = []
+    for option in (None, crops_at_once):
+        network = make_stub(variant, crops_at_once=option)
+        torch.manual_seed(0)
+        VolumeContrastLoss(variant)(network(make_views()), make_overlap()).backward()
+        gradients.append([parameter.grad for parameter in network.trainable_parameters()])
+        if variant != "paper":  # the teacher moved once, not in the recomputation again
+            copied = make_stub(variant, momentum=0.9)
+            torch.testing.assert_close(network.teacher.state_dict(), copied.teacher.state_dict())
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_too_many_crops_for_the_memory_are_told(monkeypatch):
+    network = make_stub("extension")
+
+    def fail(image: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(network.backbone, "forward", fail)
+    with pytest.raises(ConfigValueError, match=r"grid: found 12 crops of 2×2×2, all at once, .* set --crops_at_once"):
+        network(make_views())
+
+
+def test_dropout_takes_single_features_from_the_student_alone():
+    network = make_stub("extension", dropout=0.5)
+    seen = {}
+    for name in ("student", "teacher"):
+        head = network.get_submodule(name)
+        head.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    network(make_views(20))
+    zeros = (seen["student"] == 0).float()
+    assert float(zeros.mean()) == pytest.approx(0.5, abs=0.05)
+    assert 0 < zeros.mean(1).min() <= zeros.mean(1).max() < 1 or zeros.mean(1).unique().numel() > 2  # not whole crops
+    assert not (seen["teacher"] == 0).any()
+    assert make_stub("extension").dropout.p == 0.2
+    assert make_stub("cvpr").dropout.p == make_stub("paper").dropout.p == 0
+
+
+def test_heads_are_as_wide_as_published():
+    shapes = {variant: VoCo(Pooling(), variant).student.layer3[0].weight.shape for variant in VARIANTS}
+    assert shapes == {"cvpr": (2048, 2048), "extension": (1024, 1024), "paper": (2048, 2048)}
+
+
+def test_the_head_is_normalized_over_all_crops_and_refuses_a_single_one():
+    torch.manual_seed(0)
+    head = ProjectionHead(6, 16).eval()
+    features = torch.randn(8, 6)
+    hidden = head.layer1[1](head.layer1[0](features))
+    torch.testing.assert_close(hidden.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
+    assert set(head.state_dict()) == {f"layer{layer}.0.{part}" for layer in (1, 2, 3) for part in ("weight", "bias")}
+    with pytest.raises(ConfigValueError, match="projection head: found one crop, wanted two at least"):
+        head(features[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: make_encoder(img_size=32),
+            "size of a crop: found 32×32×32, wanted multiples of 32, not all of them 32",
+        ),
+        (lambda: make_encoder(img_size=(64, 64, 48)), "size of a crop: found 64×64×48"),
+        (lambda: make_encoder(feature_size=20), "feature_size: found 20"),
+        (lambda: make_stub("v2"), "variant: found 'v2', wanted one of cvpr, extension, paper"),
+        (lambda: make_stub("cvpr", momentum=1.5), r"momentum: found 1\.5"),
+        (lambda: make_stub("cvpr", crops_at_once=0), "crops_at_once: found 0"),
+        (lambda: VolumeContrastLoss("v2"), "variant: found 'v2'"),
+        (
+            lambda: VolumeContrastLoss("cvpr")(make_stub("paper")(make_views()), make_overlap()),
+            "variant: found a network of the variant paper, wanted cvpr; give both",
+        ),
+    ],
+)
+def test_faults_of_a_config_are_told(make, words):
+    with pytest.raises(ConfigValueError, match=words):
+        make()
+
+
+# ---- the loss
+
+
+def make_embeddings(dtype: torch.dtype, volumes: int = 3, crops: int = 2, bases: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    counts = {"base": bases, "random": crops, "teacher_base": bases, "teacher_random": crops}
+    common = torch.randn(4, generator=generator)  # so that most cosines are positive, but not all
+    return {
+        name: (torch.randn(volumes, count, 4, generator=generator) + common).to(dtype) for name, count in counts.items()
+    }
+
+
+def cosine(first: list[float], second: list[float]) -> float:
+    norms = math.sqrt(sum(x * x for x in first)) * math.sqrt(sum(x * x for x in second))
+    return sum(x * y for x, y in zip(first, second, strict=True)) / norms
+
+
+def predict_by_hand(shares: list[list[float]], similarity: list[list[float]], form: str) -> tuple[float, float]:
+    """The two terms of one volume, number by number, as section 5 of the paper's code and its extension have them."""
+    pairs = [pair for rows in zip(shares, similarity, strict=True) for pair in zip(*rows, strict=True)]
+    logs = [math.log(1 - abs(y - s) + 1e-6) for y, s in pairs]
+    if form == "paper":
+        return -sum(logs) / len(logs), 0.0
+    positive = -sum(y * log for (y, _), log in zip(pairs, logs, strict=True)) / (sum(y for y, _ in pairs) + 1e-6)
+    apart = [s for y, s in pairs if y == 0]
+    costs = [s**2 if form == "cvpr" else -math.log(1 - s + 1e-6) for s in apart]
+    return positive, sum(costs) / (len(apart) + 1e-6)
+
+
+def compute_by_hand(embeddings: dict[str, Tensor], overlap: Tensor, form: str) -> dict[str, float]:
+    """All terms in double precision with loops over volumes, crops and base crops."""
+    vectors = {name: tensor.double().tolist() for name, tensor in embeddings.items()}
+    shares = overlap.double().tolist()
+    volumes = len(shares)
+    terms = dict.fromkeys(TERMS, 0.0)
+
+    def compare(crops: str, bases: str, volume: int, other: int) -> list[list[float]]:
+        return [[max(0.0, cosine(a, b)) for b in vectors[bases][other]] for a in vectors[crops][volume]]
+
+    for volume in range(volumes):
+        if form == "paper":
+            similarity = compare("random", "base", volume, volume)
+        else:
+            similarity = compare("random", "teacher_base", volume, volume)
+        if form == "cvpr":
+            second = compare("teacher_random", "base", volume, volume)
+            similarity = [
+                [(a + b) / 2 for a, b in zip(*rows, strict=True)] for rows in zip(similarity, second, strict=True)
+            ]
+        positive, negative = predict_by_hand(shares[volume], similarity, form)
+        terms["positive"] += positive / volumes
+        terms["negative"] += negative / volumes
+        terms["prediction"] += (positive + negative) / volumes
+        if form == "extension":
+            other = (volume + 1) % volumes
+            target = compare("teacher_random", "teacher_base", volume, other)
+            terms["inter_volume"] += (
+                sum(predict_by_hand(target, compare("random", "base", volume, other), form)) / volumes
+            )
+        bases = vectors["base"][volume]
+        cosines = [cosine(bases[i], bases[j]) for i in range(len(bases)) for j in range(i + 1, len(bases))]
+        costs = [abs(x) if form == "paper" else max(0.0, x) ** 2 for x in cosines]
+        terms["regularization"] += sum(costs) / len(costs) / volumes
+    return terms
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_terms_are_those_of_the_formulas(variant, dtype, tolerance):
+    embeddings = make_embeddings(dtype)
+    overlap = make_overlap(3, 2, 5)
+    overlap[0, 0] = torch.eye(5)[2]  # a crop on a base crop
+    assert any((embeddings["random"] @ embeddings["base"].transpose(1, 2)).flatten() < 0)
+    weighted = VolumeContrastLoss(variant, prediction_weight=2, inter_volume_weight=3, regularization_weight=5)
+    value = weighted(embeddings, overlap)
+    expected = compute_by_hand(embeddings, overlap, variant)
+    for name in TERMS:
+        assert float(getattr(weighted, name)) == pytest.approx(expected[name], abs=tolerance), name
+    total = 2 * expected["prediction"] + 3 * expected["inter_volume"] + 5 * expected["regularization"]
+    assert value.item() == pytest.approx(total, rel=1e-6 if dtype is torch.float32 else 1e-10)
+    assert float(weighted.compute_prediction(embeddings, overlap)) == pytest.approx(
+        expected["prediction"], abs=tolerance
+    )
+    assert (expected["inter_volume"] > 0) == (variant == "extension")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_go_where_the_published_code_lets_them(variant):
+    embeddings = {name: tensor.requires_grad_() for name, tensor in make_embeddings(torch.float64).items()}
+
+    def list_moved(**weights_of_terms: float) -> set[str]:
+        for tensor in embeddings.values():
+            tensor.grad = None
+        all_weights = {"prediction_weight": 0.0, "inter_volume_weight": 0.0, "regularization_weight": 0.0}
+        VolumeContrastLoss(variant, **(all_weights | weights_of_terms))(embeddings, make_overlap(3, 2, 5)).backward()
+        return {name for name, x in embeddings.items() if x.grad is not None and x.grad.abs().sum() > 0}
+
+    # the network gives the teacher's embeddings without gradient; here they show what takes part
+    taking_part = {
+        "cvpr": {"random", "base", "teacher_random", "teacher_base"},
+        "extension": {"random", "teacher_base"},
+        "paper": {"random"},  # base crops without gradient
+    }
+    assert list_moved(prediction_weight=1.0) == taking_part[variant]
+    assert list_moved(inter_volume_weight=1.0) == ({"random", "base"} if variant == "extension" else set())
+    assert list_moved(regularization_weight=1.0) == {"base"}
+    if variant != "paper":  # the second of each pair stands still, hence the last base crop
+        assert not embeddings["base"].grad[:, -1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_is_computed_in_single_precision(dtype):
+    embeddings = {name: tensor.detach().requires_grad_() for name, tensor in make_embeddings(dtype).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = VolumeContrastLoss()(embeddings, make_overlap(3, 2, 5))
+    value.backward()
+    expected = compute_by_hand(embeddings, make_overlap(3, 2, 5), "extension")
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(
+        sum(expected[n] for n in ("prediction", "inter_volume", "regularization")), rel=1e-5
+    )
+    assert bool(torch.isfinite(embeddings["random"].grad).all())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_perfect_and_a_hopeless_prediction_have_a_finite_loss(variant):
+    axes = torch.eye(4)[None]
+    overlap = torch.eye(4)[None]
+    for crops in (axes, axes.roll(1, 1), -axes, torch.zeros_like(axes)):
+        crops = crops.clone().requires_grad_()
+        output = {"base": axes, "random": crops, "teacher_base": axes, "teacher_random": crops.detach()}
+        loss = VolumeContrastLoss(variant)
+        value = loss(output, overlap)
+        value.backward()
+        assert math.isfinite(value.item())
+        assert bool(torch.isfinite(crops.grad).all())
+        if torch.equal(crops, axes):
+            assert float(loss.prediction) == pytest.approx(0, abs=1e-5)
+            assert float(loss.regularization) == 0
+            assert float(loss.retrieval) == 1
+    assert float(loss.prediction) > 3
+
+
+def test_retrieval_counts_the_crops_that_are_most_like_the_right_base_crop():
+    bases = torch.eye(3)[None]
+    crops = torch.tensor([[[0.9, 0.1, 0], [0.9, 0.1, 0], [0, 0.3, 0.2], [0, 0.2, 0.3], [-0.1, -0.2, -0.3]]])
+    overlap = torch.tensor([[[0.8, 0.2, 0], [0.2, 0.8, 0], [0, 0.5, 0.5], [0, 0.5, 0.5], [0.7, 0.3, 0]]])
+    output = {"base": bases, "random": crops, "teacher_base": bases, "teacher_random": crops}
+    for variant in VARIANTS:  # the last one: below 0 there still is a nearest
+        assert VolumeContrastLoss(variant).find_hits(output, overlap).tolist() == [1, 0, 1, 1, 1]
+
+
+def test_a_single_volume_has_no_inter_volume_term_and_that_is_said_once(caplog):
+    loss = VolumeContrastLoss("extension")
+    embeddings = make_embeddings(torch.float32, volumes=1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            loss(embeddings, make_overlap(1, 2, 5))
+    assert float(loss.inter_volume) == 0
+    assert [record.message for record in caplog.records] == [
+        "the inter-volume term is off: it needs two volumes in a batch, and there is one"
+    ]
+
+
+def test_nan_in_a_volume_is_nan_in_the_loss_so_that_training_stops():
+    views = make_views()
+    views["random"][0, 0] = math.nan
+    assert math.isnan(VolumeContrastLoss()(make_stub("extension")(views), make_overlap()).item())
+
+
+# ---- several processes
+
+
+def compute_step(variant: str, views: dict[str, Tensor], overlap: Tensor, distributed: bool = False) -> tuple:
+    """Return the terms and the gradient of one step."""
+    network, loss = make_stub(variant, dropout=0.0), VolumeContrastLoss(variant)
+    if network.teacher is not None:
+        network.teacher.load_state_dict(make_stub(variant, 1).teacher.state_dict())  # not what the student says itself
+    wrapped = DistributedDataParallel(network) if distributed else network
+    loss(wrapped(views), overlap).backward()
+    terms = {name: getattr(loss, name) for name in TERMS}
+    return terms, {name: x.grad for name, x in network.named_parameters() if x.grad is not None}
+
+
+def compute_half(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    for variant in VARIANTS:
+        views, overlap = make_views(2), make_overlap(2)
+        part = {name: crops[rank : rank + 1] for name, crops in views.items()}  # one volume each
+        torch.save(
+            compute_step(variant, part, overlap[rank : rank + 1], distributed=True), folder / f"{variant}_{rank}.pt"
+        )
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=compute_half, args=(rank, 2, tmp_path), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for variant in VARIANTS:
+        terms, gradient = compute_step(variant, make_views(2), make_overlap(2))
+        found = [torch.load(tmp_path / f"{variant}_{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for name in TERMS:
+            mean = sum(float(part[0][name]) for part in found) / 2
+            assert mean == pytest.approx(float(terms[name]), abs=1e-5)
+        assert (variant == "extension") == (float(found[0][0]["inter_volume"]) > 0)  # with one volume in each process
+        for _, its_gradient in found:
+            assert its_gradient.keys() == gradient.keys()
+            for name, expected in gradient.items():
+                torch.testing.assert_close(its_gradient[name], expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- engines
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_engine_trains_and_another_one_measures_retrieval(variant):
+    torch.manual_seed(0)
+    volumes = torch.linspace(-1, 1, 6).view(1, 1, 6, 1, 1) + 0.1 * torch.randn(4, 1, 6, 6, 2)
+    volumes = volumes + 2 * torch.linspace(-1, 1, 6).view(1, 1, 1, 6, 1)
+    batch = {"image": volumes}
+    network, loss = make_stub(variant, embedding_dim=64, dropout=0.0), VolumeContrastLoss(variant)
+    optimizer = torch.optim.AdamW(network.trainable_parameters(), lr=3e-3)
+    crops = VolumeCrops(2, (3, 3, 1), flip_prob=0, turn_prob=0)
+    history: list[float] = []
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch] * 200,
+        network=network,
+        optimizer=optimizer,
+        loss_function=loss,
+        prepare_batch=crops,
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: history.append(float(loss.prediction)))
+    trainer.run()
+    assert sum(history[-20:]) < 0.8 * sum(history[:20])
+    hits = []
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[batch],
+        network=network,
+        prepare_batch=VolumeCrops(2, (3, 3, 1), num_crops=20, seed=0, flip_prob=0, turn_prob=0),
+        decollate=False,
+    )
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: hits.append(loss.find_hits(engine.state.output["pred"], engine.state.output["label"])),
+    )
+    evaluator.run()
+    assert float(torch.cat(hits).mean()) > 0.5  # one base crop, always the same, would have a quarter

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's Swin UNETR in a form that `torch.jit.script` takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from monai.networks.nets import SwinUNETR
+
+from tools.errors import ConfigValueError
+from tools.networks.tracing import TracedNetwork
+
+STRIDE = 32  # voxels along each edge of a token of the deepest map: patches of 2, halved four times
+
+
+class ScriptableSwinUNETR(SwinUNETR):
+    """Swin UNETR with the parameters, names and results of MONAI's, for `monai.bundle ckpt_export`.
+
+    `torch.jit.script` compiles every function that a network calls, and torch.utils.checkpoint, which the Swin
+    transformer calls for `use_checkpoint`, has keyword arguments that it does not know. It gets a trace instead.
+
+    Source: Hatamizadeh et al., Swin UNETR, BrainLes 2021; Tang et al., CVPR 2022.
+
+    Args:
+        img_size: voxels of the images `(X, Y, Z)` that the traced network will take; the network itself takes any
+            multiples of 32.
+        in_channels: channels of an image.
+        out_channels: classes, with the background.
+        options: as of `SwinUNETR`.
+
+    Raises:
+        ConfigValueError: if a size does not fit the network.
+    """
+
+    def __init__(self, img_size: Sequence[int], in_channels: int, out_channels: int, **options: Any) -> None:
+        check_sizes(img_size, options.get("feature_size", 24))
+        super().__init__(in_channels=in_channels, out_channels=out_channels, **options)
+        self.image_shape = (in_channels, *img_size)
+
+    def __prepare_scriptable__(self) -> TracedNetwork:
+        """Stand in for this network in `torch.jit.script`."""
+        return TracedNetwork(self, self.image_shape)
+
+
+def check_sizes(
+    img_size: Sequence[int], feature_size: int, subject: str = "roi_size", remedy: str = "change --roi_size"
+) -> None:
+    """Refuse sizes with which the network cannot be trained.
+
+    Args:
+        img_size: voxels `(X, Y, Z)`; with one token in the deepest map InstanceNorm has nothing to normalize over.
+        feature_size: channels after the patch embedding; MONAI wants a multiple of 12.
+        subject: what the voxels are, for the message.
+        remedy: likewise.
+
+    Raises:
+        ConfigValueError: if a size does not fit.
+    """
+    if any(size < STRIDE or size % STRIDE for size in img_size) or math.prod(img_size) == STRIDE**3:
+        found, wanted = "×".join(map(str, img_size)), f"multiples of {STRIDE}, not all of them {STRIDE}"
+        raise ConfigValueError(subject, found, wanted, remedy)
+    if feature_size < 12 or feature_size % 12:
+        raise ConfigValueError("feature_size", str(feature_size), "a multiple of 12", "use 12, 24, 48 or 96")

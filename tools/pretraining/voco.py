@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training of Swin UNETR's encoder by VoCo: crops of a volume are told by their likeness to its base crops.
+
+Sources: Wu et al., VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D Medical Image Analysis,
+CVPR 2024, section 3; its code, github.com/Luffy03/VoCo; its extension, github.com/Luffy03/Large-Scale-Medical. They
+differ, and `variant` chooses:
+
+|                    | paper              | cvpr, the paper's code            | extension                       |
+|--------------------|--------------------|-----------------------------------|---------------------------------|
+| teacher            | none               | encoder and head                  | head, on the student's encoder  |
+| random crop, with  | bases, no gradient | teacher's bases; teacher's crop   | teacher's bases                 |
+|                    |                    | with student's bases; the mean    |                                 |
+| no overlap, s to 0 | as any other       | s²                                | -log(1 - s)                     |
+| bases, apart by    | mean abs cosine    | ReLU(cosine)², one of a pair      | the same                        |
+|                    |                    | without gradient                  |                                 |
+| bases of others    | -                  | -                                 | student's likeness to teacher's |
+| head, dropout      | 2048, -            | 2048, -                           | 1024, 0.2                       |
+
+Where this module differs from both codes: the teacher starts as a copy of the student and not at random; no optimizer
+gets it; the head is normalized over the crops of all processes and the next volume may be that of another process; the
+dropout is that of single features, where the extension's `Dropout1d` on `(N, F)` zeroes all features of a crop.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from monai.networks.nets import SwinUNETR
+from monai.utils import ensure_tuple_rep
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tools.errors import ConfigValueError
+from tools.networks.swin_unetr import check_sizes
+from tools.pretraining.vit_autoencoder import gather_batch
+
+logger = logging.getLogger(__name__)
+
+EPSILON = 1e-6  # of both codes, in logarithms and divisions
+DECODER = ("decoder1", "decoder2", "decoder3", "decoder4", "decoder5", "out")
+
+
+class Variant(NamedTuple):
+    """What distinguishes the published forms of the network."""
+
+    embedding_dim: int
+    dropout: float = 0.0
+    has_teacher: bool = True
+    shares_encoder: bool = False
+
+
+VARIANTS = {
+    "cvpr": Variant(2048),
+    "extension": Variant(1024, dropout=0.2, shares_encoder=True),
+    "paper": Variant(2048, has_teacher=False),
+}
+
+
+def get_variant(name: str) -> Variant:
+    """Return the variant of that name.
+
+    Raises:
+        ConfigValueError: if there is none.
+    """
+    if name not in VARIANTS:
+        raise ConfigValueError("variant", repr(name), f"one of {', '.join(VARIANTS)}", "correct --variant")
+    return VARIANTS[name]
+
+
+class SwinUNETREncoder(SwinUNETR):
+    """Swin UNETR without its decoder: crops `(N, C, X, Y, Z)` to features `(N, 24 * feature_size)`.
+
+    The state dict has the names of SwinUNETR: `swinViT.*`, `encoder1.*` to `encoder4.*` and `encoder10.*`, 145 tensors
+    with `use_v2`. The features are the means over all voxels of the five maps that the decoder reads after these
+    blocks; the map of stride 16, which it reads as it is, is left out as in both codes.
+
+    Args:
+        in_channels: channels `C` of the image.
+        img_size: voxels of the crop along X, Y, Z, or one number for all three. It is checked, not built in.
+        feature_size: channels at stride 1; 48, 96 and 192 are the published sizes B, L and H.
+        window_size: tokens along X, Y, Z that attend to each other, or one number; fine-tuning must have the same.
+        use_v2: whether a convolution block precedes each stage, as published.
+        use_checkpoint: whether to compute activations again in the backward pass, which saves memory.
+
+    Raises:
+        ConfigValueError: if the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        img_size: Sequence[int] | int,
+        feature_size: int = 48,
+        window_size: Sequence[int] | int = 7,
+        use_v2: bool = True,
+        use_checkpoint: bool = False,
+    ) -> None:
+        voxels = ensure_tuple_rep(img_size, 3)
+        check_sizes(voxels, feature_size, "size of a crop", "change --crop_size or --resized")
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=1,
+            feature_size=feature_size,
+            window_size=ensure_tuple_rep(window_size, 3),
+            use_v2=use_v2,
+            use_checkpoint=use_checkpoint,
+        )
+        for name in DECODER:
+            delattr(self, name)
+        self.num_features = 24 * feature_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the features of crops `(N, C, X, Y, Z)`."""
+        maps = self.swinViT(image, self.normalize)
+        blocks = (self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder10)
+        inputs = (image, *maps[:3], maps[4])
+        return torch.cat([block(x).mean(dim=(2, 3, 4)) for block, x in zip(blocks, inputs, strict=True)], dim=1)
+
+
+class ProjectionHead(nn.Module):
+    """Features `(N, F)` to embeddings `(N, D)`: three linear layers, two of them normalized over the crops.
+
+    The normalization has no weights and no running means: an embedding depends on all the crops it is computed with, in
+    evaluation too ("norm on all instances" in both codes).
+
+    Args:
+        num_features: `F`.
+        embedding_dim: `D`, and the width of the layers before.
+    """
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.layer1 = _make_layer(num_features, embedding_dim)
+        self.layer2 = _make_layer(embedding_dim, embedding_dim)
+        self.layer3 = nn.Sequential(nn.Linear(embedding_dim, embedding_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the embeddings.
+
+        Raises:
+            ConfigValueError: if there is one crop alone.
+        """
+        if len(features) < 2:
+            remedy = "give it the base crops and the random crops of a volume together"
+            raise ConfigValueError("projection head", "one crop", "two at least, to normalize over", remedy)
+        return self.layer3(self.layer2(self.layer1(features)))
+
+
+def _make_layer(width: int, embedding_dim: int) -> nn.Sequential:
+    norm = nn.BatchNorm1d(embedding_dim, affine=False, track_running_stats=False)
+    return nn.Sequential(nn.Linear(width, embedding_dim), norm, nn.ReLU(inplace=True))
+
+
+class VoCo(nn.Module):
+    """Embeddings of the crops of `VolumeCrops` by a student and, but for the variant "paper", its teacher.
+
+    The state dict has the names of the extension: `backbone.*` and `student.*`, encoder and head of the student, and
+    `teacher.*`, the teacher's head. The teacher's encoder of the variant "cvpr" is `teacher_backbone.*`. The loader's
+    layout `voco` takes `backbone.*`, the student, in all variants, and leaves the rest out.
+
+    In training the teacher moves towards the student by `1 - momentum` of the way, once in each forward pass, before it
+    is asked; in evaluation it stands still. It has no gradient; optimizers get `trainable_parameters()`. Of several
+    processes each computes the head on the features of all, so that it is normalized as in a single process with the
+    whole batch; they must have equally many crops then. In evaluation each has its own crops only.
+
+    Args:
+        backbone: the student's encoder, with the weights to start from: the teacher is copied from it here.
+        variant: "extension", "cvpr" or "paper", see the module.
+        embedding_dim: length of an embedding and width of the head; None: that of the variant.
+        momentum: share of the teacher that stays in a step, constant.
+        dropout: share of the features that the student's head does not see; None: that of the variant.
+        crops_at_once: for a grid that exceeds the memory: crops of which the encoder keeps activations at a time; they
+            are computed again in the backward pass, a third more time. None: those of all crops.
+
+    Raises:
+        ConfigValueError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinUNETREncoder,
+        variant: str = "extension",
+        embedding_dim: int | None = None,
+        momentum: float = 0.9,
+        dropout: float | None = None,
+        crops_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        form = get_variant(variant)
+        if not 0 <= momentum <= 1:
+            raise ConfigValueError("momentum", str(momentum), "a number from 0 to 1", "correct --momentum")
+        if crops_at_once is not None and crops_at_once < 1:
+            raise ConfigValueError("crops_at_once", str(crops_at_once), "at least 1", "correct it, or None for all")
+        self.momentum = momentum
+        self.crops_at_once = crops_at_once
+        self.backbone = backbone
+        self.dropout = nn.Dropout(form.dropout if dropout is None else dropout)
+        self.student = ProjectionHead(backbone.num_features, embedding_dim or form.embedding_dim)
+        self.teacher = copy.deepcopy(self.student) if form.has_teacher else None
+        self.teacher_backbone = copy.deepcopy(backbone) if form.has_teacher and not form.shares_encoder else None
+        for module in (self.teacher, self.teacher_backbone):
+            if module is not None:
+                module.requires_grad_(False)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the student's parameters, all that an optimizer may have."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the student's embeddings, `base` `(B, K, D)` and `random` `(B, S, D)`, in float32.
+
+        With a teacher also its own, `teacher_base` and `teacher_random`, without gradient.
+
+        Args:
+            views: crops, `base` `(B, K, C, X, Y, Z)` and `random` `(B, S, C, X, Y, Z)`.
+
+        Raises:
+            ConfigValueError: if the GPU's memory does not hold what the encoder keeps of the crops.
+        """
+        volumes = len(views["base"])
+        crops = torch.cat([views["base"].flatten(0, 1), views["random"].flatten(0, 1)])
+        counts = [volumes * views["base"].shape[1], volumes * views["random"].shape[1]]
+        if self.training:
+            self._update_teacher()
+        features = self._encode(self.backbone, crops)
+        embeddings = {"": self._project(self.student, self.dropout(features))}
+        if self.teacher is not None:
+            with torch.no_grad():
+                if self.teacher_backbone is not None:
+                    features = self._encode(self.teacher_backbone, crops)
+                embeddings["teacher_"] = self._project(self.teacher, features)
+        return {
+            prefix + name: part.unflatten(0, (volumes, -1))
+            for prefix, both in embeddings.items()
+            for name, part in zip(("base", "random"), both.split(counts), strict=True)
+        }
+
+    @torch.no_grad()
+    def _update_teacher(self) -> None:
+        for teacher, student in ((self.teacher, self.student), (self.teacher_backbone, self.backbone)):
+            if teacher is not None:
+                for follower, leader in zip(teacher.parameters(), student.parameters(), strict=True):
+                    follower.lerp_(leader, 1 - self.momentum)
+
+    def _encode(self, backbone: nn.Module, crops: Tensor) -> Tensor:
+        """Return features `(N, F)`; the encoder sees each crop by itself, so that parts give the same as the whole."""
+        try:
+            if self.crops_at_once is None:
+                return backbone(crops)
+            parts = crops.split(self.crops_at_once)
+            if not torch.is_grad_enabled():
+                return torch.cat([backbone(part) for part in parts])
+            return torch.cat([checkpoint(backbone, part, use_reentrant=False) for part in parts])
+        except torch.OutOfMemoryError as error:
+            found = (
+                f"{len(crops)} crops of {'×'.join(map(str, crops.shape[2:]))}, {self.crops_at_once or 'all'} at once"
+            )
+            remedy = "set --crops_at_once to fewer, or a smaller grid, batch_size or feature_size"
+            raise ConfigValueError("grid", found, "crops whose activations fit into the memory", remedy) from error
+
+    def _project(self, head: nn.Module, features: Tensor) -> Tensor:
+        # float32 in mixed precision too: cosines near 1 are compared, and the head takes no time beside the encoder
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            if not (self.training and dist.is_available() and dist.is_initialized()):
+                return head(features)
+            return head(gather_batch(features)).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class VolumeContrastLoss(nn.Module):
+    """Prediction of the overlap, contrast with the next volume and regularization of the base crops, added up.
+
+    With s_k, the cosine of a random crop with base crop k, negative ones set to 0, and y_k, their overlap:
+
+    - positive: sum of -y_k log(1 - |y_k - s_k|) over the crops of a volume, divided by the sum of y_k;
+    - negative: mean over all k with y_k = 0 of s_k² (cvpr) or -log(1 - s_k) (extension);
+    - prediction: their sum. "paper": the mean of -log(1 - |y_k - s_k|) over all k, and no negative term;
+    - inter-volume (extension): the prediction of the teacher's s_k with the base crops of the next volume of the batch;
+    - regularization: mean over pairs of base crops of a volume of ReLU(cosine)², or of |cosine| ("paper").
+
+    Each is computed for each volume, then averaged; 1e-6 is added in logarithms and to divisors. After each call
+    `positive`, `negative`, `prediction`, `inter_volume` and `regularization` are these terms, unweighted and detached,
+    and `retrieval` is the mean of `find_hits`.
+
+    The next volume is that of all processes together, the last one's is the first; all other terms are of one volume,
+    so that their mean over processes, which DistributedDataParallel takes of the gradients, is that of the whole batch.
+    A single volume has no other: its inter-volume term is 0, which is logged once.
+
+    Args:
+        variant: that of the network.
+        prediction_weight: factor of the prediction.
+        inter_volume_weight: factor of the inter-volume term; 0: it is not computed.
+        regularization_weight: factor of the regularization.
+
+    Raises:
+        ConfigValueError: if there is no such variant.
+    """
+
+    def __init__(
+        self,
+        variant: str = "extension",
+        prediction_weight: float = 1.0,
+        inter_volume_weight: float = 1.0,
+        regularization_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        get_variant(variant)
+        self.variant = variant
+        self.weights = {
+            "prediction": prediction_weight,
+            "inter_volume": inter_volume_weight if variant == "extension" else 0.0,
+            "regularization": regularization_weight,
+        }
+        self.warned = False
+        for name in (*self.weights, "positive", "negative", "retrieval"):
+            setattr(self, name, torch.zeros(()))
+
+    def forward(self, output: Mapping[str, Tensor], overlap: Tensor) -> Tensor:
+        """Return the loss, a scalar in float32 whatever the mixed precision.
+
+        Args:
+            output: of `VoCo`.
+            overlap: of `VolumeCrops`, `(B, S, K)`.
+
+        Raises:
+            ConfigValueError: if the network is of a variant without teacher, and the loss is not.
+        """
+        with torch.autocast(overlap.device.type, enabled=False):
+            output = {name: _widen(embedding) for name, embedding in output.items()}
+            positive, negative = self._predict(overlap, self._compare(output))
+            terms = {
+                "prediction": positive + negative,
+                "inter_volume": self._contrast_volumes(output),
+                "regularization": self._regularize(output["base"]),
+            }
+        logged = terms | {
+            "positive": positive,
+            "negative": negative,
+            "retrieval": self.find_hits(output, overlap).mean(),
+        }
+        for name, term in logged.items():
+            setattr(self, name, term.detach())
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+
+    @torch.no_grad()
+    def compute_prediction(self, output: Mapping[str, Tensor], overlap: Tensor) -> Tensor:
+        """Return the prediction term alone, a scalar; in no process it waits for others, as validation needs it."""
+        output = {name: _widen(embedding) for name, embedding in output.items()}
+        return torch.stack(self._predict(overlap, self._compare(output))).sum()
+
+    @torch.no_grad()
+    def find_hits(self, output: Mapping[str, Tensor], overlap: Tensor) -> Tensor:
+        """Return for each random crop whether it is most like the base crop that holds most of it, 0 or 1, `(B * S,)`.
+
+        Of two that hold equally much either counts. `compute_constant_retrieval` is what the mean must exceed.
+        """
+        nearest = self._compare(output).mean(dim=0).argmax(dim=-1, keepdim=True)
+        return (overlap.gather(-1, nearest) == overlap.amax(dim=-1, keepdim=True)).float().flatten()
+
+    def _compare(self, output: Mapping[str, Tensor]) -> Tensor:
+        """Return the cosines of random crops and base crops that the variant averages, `(1 or 2, B, S, K)`."""
+        if self.variant == "paper":
+            return compute_cosines(output["random"], output["base"].detach())[None]
+        if "teacher_base" not in output:
+            raise ConfigValueError(
+                "variant", "a network of the variant paper", self.variant, "give both the same variant"
+            )
+        cosines = [compute_cosines(output["random"], output["teacher_base"])]
+        if self.variant == "cvpr":
+            cosines.append(compute_cosines(output["teacher_random"], output["base"]))
+        return torch.stack(cosines)
+
+    def _predict(self, overlap: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positive and the negative term of overlap `(B, S, K)` and cosines `(n, B, S, K)`, their mean."""
+        similarity = _rectify(cosines).mean(dim=0)
+        overlap = overlap.to(similarity.dtype)
+        distance = -torch.log(1 - (overlap - similarity).abs() + EPSILON)
+        if self.variant == "paper":
+            return distance.mean(), distance.new_zeros(())
+        positive = (overlap * distance).sum(dim=(1, 2)) / (overlap.sum(dim=(1, 2)) + EPSILON)
+        apart = (overlap == 0).to(similarity.dtype)
+        penalty = similarity.square() if self.variant == "cvpr" else -torch.log(1 - similarity + EPSILON)
+        negative = (apart * penalty).sum(dim=(1, 2)) / (apart.sum(dim=(1, 2)) + EPSILON)
+        return positive.mean(), negative.mean()
+
+    def _contrast_volumes(self, output: Mapping[str, Tensor]) -> Tensor:
+        if not self.weights["inter_volume"]:
+            return output["base"].new_zeros(())
+        bases = {name: gather_batch(output[name]) for name in ("base", "teacher_base")}
+        own, total = len(output["base"]), len(bases["base"])
+        if total == 1:
+            if not self.warned:
+                logger.warning("the inter-volume term is off: it needs two volumes in a batch, and there is one")
+                self.warned = True
+            return output["base"].new_zeros(())
+        first = dist.get_rank() * own if total > own else 0
+        following = (torch.arange(first, first + own, device=output["base"].device) + 1) % total
+        target = _rectify(compute_cosines(output["teacher_random"], bases["teacher_base"][following]))
+        cosines = compute_cosines(output["random"], bases["base"][following])
+        return torch.stack(self._predict(target.detach(), cosines[None])).sum()
+
+    def _regularize(self, base: Tensor) -> Tensor:
+        first, second = torch.triu_indices(base.shape[1], base.shape[1], offset=1, device=base.device)
+        if self.variant == "paper":
+            return compute_cosines(base, base)[:, first, second].abs().mean()
+        return _rectify(compute_cosines(base, base.detach())[:, first, second]).square().mean()
+
+
+def compute_cosines(crops: Tensor, bases: Tensor) -> Tensor:
+    """Return the cosines of embeddings `(B, S, D)` and `(B, K, D)` of the same volumes, `(B, S, K)`."""
+    return F.normalize(crops, dim=-1) @ F.normalize(bases, dim=-1).transpose(1, 2)
+
+
+def _rectify(cosines: Tensor) -> Tensor:
+    return cosines.clamp(min=0, max=1)  # rounding may exceed 1, and the logarithm of 1 - s + 1e-6 its domain
+
+
+def _widen(embedding: Tensor) -> Tensor:
+    return embedding.to(torch.promote_types(embedding.dtype, torch.float32))
