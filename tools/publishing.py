@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 INFERENCE_KEYS = (
     *("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity"),
     *("mirror_axes", "image_size", "encoder", "decoder", "num_slices", "force_2d", "in_channels"),
+    *("feature_size", "window_size", "use_v2"),
 )
 
 
@@ -181,10 +182,20 @@ def _describe(
 
 
 def _describe_start(start: Mapping[str, Any] | None) -> str:
-    """Say which weights the training started from, by the report that their loading left beside the checkpoint."""
+    """Say which weights the training started from, by the report that their loading left beside the checkpoint.
+
+    Where they come from a run of ours, the record of it lies beside them and says how they came about.
+    """
     if start is None:
         return "random weights"
+    source = Path(start["source"])
+    record = source.with_name("training.json")
+    made = ""
+    if record.is_file():
+        run = json.loads(record.read_text(encoding="utf-8"))
+        minutes = f"{run['seconds'] / 60:.0f} minutes, {run['hardware']}"
+        made = f" ({run['training_cases']} scans, {run['steps']} steps, seed {run['seed']}, {minutes})"
     return (
-        f"{Path(start['source']).name}, SHA-256 `{start['sha256']}`: {start['title']}, "
+        f"{source.name}, SHA-256 `{start['sha256']}`: {start['title']}{made}, "
         f"{start['counts']['matched'] + start['counts']['reshaped']} tensors; licence: {start['licence']}"
     )

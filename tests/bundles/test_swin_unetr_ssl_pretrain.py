@@ -368,7 +368,7 @@ def test_segmentation_starts_from_its_transformer(use_v2, entries, bundle, scans
         ({"dataset_dir": "/nowhere"}, "/nowhere: found no such folder"),
         (
             {"roi_size": [32, 40, 64]},
-            "roi_size: found 32×40×64, wanted multiples of 32, not all of them 32; change --roi_size.",
+            "roi_size: found 32×40×64, wanted multiples of 32, not all of them 32; set --roi_size [32,64,64].",
         ),
         (
             {"tasks": ["rotaton"]},

@@ -42,9 +42,12 @@ def test_its_torchscript_takes_any_batch_of_the_stated_size(network):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"img_size": (32, 48, 32)}, "roi_size: found 32×48×32, wanted multiples of 32, not all of them 32; change"),
-        ({"img_size": (32, 32, 32)}, "found 32×32×32"),
-        ({"img_size": (32, 0, 64)}, "found 32×0×64"),
+        (
+            {"img_size": (32, 48, 32)},
+            "roi_size: found 32×48×32, wanted multiples of 32, not all of them 32; set --roi_size [32,64,32]",
+        ),
+        ({"img_size": (32, 32, 32)}, "set --roi_size [32,32,64]"),
+        ({"img_size": (32, 0, 65)}, "set --roi_size [32,32,96]"),
         ({"feature_size": 20}, "feature_size: found 20, wanted a multiple of 12; use 12, 24, 48 or 96."),
     ],
 )

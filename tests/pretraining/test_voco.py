@@ -271,9 +271,9 @@ def test_the_head_is_normalized_over_all_crops_and_refuses_a_single_one():
     [
         (
             lambda: make_encoder(img_size=32),
-            "size of a crop: found 32×32×32, wanted multiples of 32, not all of them 32",
+            "crop_size: found 32×32×32, wanted multiples of 32, not all of them 32",
         ),
-        (lambda: make_encoder(img_size=(64, 64, 48)), "size of a crop: found 64×64×48"),
+        (lambda: make_encoder(img_size=(64, 64, 48)), "crop_size: found 64×64×48"),
         (lambda: make_encoder(feature_size=20), "feature_size: found 20"),
         (lambda: make_stub("v2"), "variant: found 'v2', wanted one of cvpr, extension, paper"),
         (lambda: make_stub("cvpr", momentum=1.5), r"momentum: found 1\.5"),

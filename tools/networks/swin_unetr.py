@@ -44,22 +44,22 @@ class ScriptableSwinUNETR(SwinUNETR):
         return TracedNetwork(self, self.image_shape)
 
 
-def check_sizes(
-    img_size: Sequence[int], feature_size: int, subject: str = "roi_size", remedy: str = "change --roi_size"
-) -> None:
+def check_sizes(img_size: Sequence[int], feature_size: int, key: str = "roi_size") -> None:
     """Refuse sizes with which the network cannot be trained.
 
     Args:
         img_size: voxels `(X, Y, Z)`; with one token in the deepest map InstanceNorm has nothing to normalize over.
         feature_size: channels after the patch embedding; MONAI wants a multiple of 12.
-        subject: what the voxels are, for the message.
-        remedy: likewise.
+        key: of the config that the voxels come from.
 
     Raises:
         ConfigValueError: if a size does not fit.
     """
     if any(size < STRIDE or size % STRIDE for size in img_size) or math.prod(img_size) == STRIDE**3:
         found, wanted = "×".join(map(str, img_size)), f"multiples of {STRIDE}, not all of them {STRIDE}"
-        raise ConfigValueError(subject, found, wanted, remedy)
+        fitting = [max(1, math.ceil(size / STRIDE)) * STRIDE for size in img_size]
+        if math.prod(fitting) == STRIDE**3:
+            fitting[-1] = 2 * STRIDE
+        raise ConfigValueError(key, found, wanted, f"set --{key} [{','.join(map(str, fitting))}]")
     if feature_size < 12 or feature_size % 12:
         raise ConfigValueError("feature_size", str(feature_size), "a multiple of 12", "use 12, 24, 48 or 96")

@@ -102,7 +102,7 @@ class SwinUNETREncoder(SwinUNETR):
         use_checkpoint: bool = False,
     ) -> None:
         voxels = ensure_tuple_rep(img_size, 3)
-        check_sizes(voxels, feature_size, "size of a crop", "change --crop_size or --resized")
+        check_sizes(voxels, feature_size, "crop_size")
         super().__init__(
             in_channels=in_channels,
             out_channels=1,

@@ -229,7 +229,7 @@ SWIN_SSL_0_8_1 = Layout(
 
 SWIN_SSL_HEAD = Layout(
     name="swin_ssl_head",
-    title="a self-supervised Swin transformer with its heads, written by the current pre-training script",
+    title="a self-supervised Swin transformer with its heads, written by the current pre-training script or by ours",
     source="github.com/Project-MONAI/research-contributions, SwinUNETR/Pretrain",
     marks={r"(swinViT|swin_vit)\.patch_embed\.proj\.weight": 5},
     absent=(r"encoder1\..*", r"decoder1\..*"),
@@ -237,6 +237,7 @@ SWIN_SSL_HEAD = Layout(
     renames={r"(?:swinViT|swin_vit)\.(.*)": r"swinViT.\1"},
     fills=r"swinViT\..*",
     family="SwinUNETR",
+    licence="that of the pre-training it comes from",
     counts="126 (v2: 134)",
 )
 
