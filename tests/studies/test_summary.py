@@ -85,8 +85,16 @@ def test_what_is_missing_is_said(workshop):
     assert read_cells(text)[3] == ["pre-trained", "-", "-", "-", "-", "0", "-"]
 
 
+def test_a_pretraining_alone_gives_a_table_of_empty_rows(workshop):
+    workshop.run(runs="pretrain")
+    text = summarize(workshop.study, workshop.output)
+    assert [row[1] for row in read_cells(text)[2:]] == ["-", "-"]
+    assert "Dice without background" not in text
+    assert "Incomplete: 2 runs are missing." in text
+
+
 def test_nothing_to_show_is_an_error(workshop):
-    with pytest.raises(MissingFileError, match="no complete run of scratch, pretrained"):
+    with pytest.raises(MissingFileError, match="no complete run of scratch, pretrain, pretrained"):
         summarize(workshop.study, workshop.output)
 
 

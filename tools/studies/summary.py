@@ -23,7 +23,7 @@ def summarize(path: str | Path, output_dir: str | Path) -> str:
     """Return the Markdown table of a study and the facts behind it, from the runs that are complete.
 
     Raises:
-        MissingFileError: if no run of the table is complete.
+        MissingFileError: if no run is complete.
         StaleRunError: if a folder holds results of other inputs than the study has now.
     """
     return render(_collect(read_study(path), output_dir))
@@ -38,7 +38,7 @@ def write_summary(path: str | Path, output_dir: str | Path, document: str | Path
         The summary.
 
     Raises:
-        MissingFileError: if the document does not exist or no run of the table is complete.
+        MissingFileError: if the document does not exist or no run is complete.
         ConfigValueError: if the document does not have each marker once, in order.
         StaleRunError: if a folder holds results of other inputs than the study has now.
     """
@@ -89,8 +89,8 @@ def _collect(study: Study, output_dir: str | Path) -> dict[str, Any]:
             for step in result["steps"].values():
                 del step["exact_command"]
             runs[job.run.name].append(result)
-    if not any(runs[name] for name in study.table):
-        found = f"no complete run of {', '.join(study.table) or 'a table: no run has `evaluate`'}"
+    if not any(runs.values()):
+        found = f"no complete run of {', '.join(runs)}"
         raise MissingFileError(Path(output_dir), found, "the results of the study", "run the study first")
     path = study.path.relative_to(REPOSITORY) if study.path.is_relative_to(REPOSITORY) else Path(study.path.name)
     return {
@@ -108,7 +108,7 @@ def _collect(study: Study, output_dir: str | Path) -> dict[str, Any]:
 def _state_facts(results: Mapping[str, Any]) -> str:
     """Return the paragraph that says how the table came about."""
     complete = [result for row in results["runs"].values() for result in row]
-    evaluated = [result for result in complete if result["dice"]]
+    cases = _join(result["dice"]["cases"] for result in complete if result["dice"])
     steps = [step for result in complete for step in result["steps"].values()]
     costs = []
     for name, row in results["runs"].items():
@@ -116,19 +116,19 @@ def _state_facts(results: Mapping[str, Any]) -> str:
             seconds = statistics.fmean(result["steps"][TRAINING]["seconds"] for result in row)
             iterations = _join(result["iterations"] for result in row if result["iterations"] is not None)
             costs.append(f"{name} {f'{iterations} steps in ' if iterations else ''}{seconds:.0f} s")
-    cases = _join(result["training_cases"] for result in complete if result["training_cases"] is not None)
+    training_cases = _join(result["training_cases"] for result in complete if result["training_cases"] is not None)
     versions = _join(
         f"{_NAMES.get(name, name)} {number}" for step in steps for name, number in step["versions"].items()
     )
     commits = _join(_shorten(commit) for step in steps for commit in step["commits"] if commit)
     several = any(len(row) > 1 for row in results["runs"].values())
+    deviation = " ± standard deviation over seeds" if several else ""
     facts = [
-        f"Dice without background, mean over {_join(result['dice']['cases'] for result in evaluated)} validation cases"
-        + (" ± standard deviation over seeds" if several else ""),
+        f"Dice without background, mean over {cases} validation cases{deviation}" if cases else "",
         f"Incomplete: {results['missing']} runs are missing" if results["missing"] else "",
         f"Made with `python -m tools study {results['study']} --dataset_dir DATASET --output_dir RUNS`",
         f"Seeds: {_join(results['seeds'])}",
-        f"Training cases: {cases}" if cases else "",
+        f"Training cases: {training_cases}" if training_cases else "",
         f"Wall time of a training: {'; '.join(costs)}",
         f"Hardware: {_join(result['hardware'] for result in complete)}",
         f"Versions: {versions}",
