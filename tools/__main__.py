@@ -44,7 +44,8 @@ def export(bundle: str, dataset: str | None = None, weights: str | None = None, 
 
     Args:
         bundle: name of the bundle.
-        dataset: name of the card, a file in tools/datasets/, or a file like one; default: that of the committed model.
+        dataset: name of the card, a file in tools/datasets/, or a file like one; default: that of the committed model,
+            msd04_hippocampus of several.
         weights: a checkpoint in any layout; default: the committed model of the card.
         out: folder of the zip and its SHA-256.
     """

@@ -28,6 +28,7 @@ from tools.weights import load, read_state_dict
 logger = logging.getLogger(__name__)
 
 DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
+DEMO_CARD = "msd04_hippocampus"  # the first choice among several committed models, as in the demo
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")
 # configs that stand alone, and with which recipe the weights of a card were made
 ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
@@ -45,7 +46,7 @@ def export(
     Args:
         bundle: name of the bundle.
         dataset: name of the card, or a file like one, `mine.yaml`, that may shape the network too (`network_def#...`);
-            default: that of the bundle's committed model, or BTCV if `weights` are given.
+            default: that of the bundle's committed model (of several the demo's), or BTCV if `weights` are given.
         weights: a checkpoint of any layout; default: the committed model of the card.
         out: folder of the zip.
 
@@ -94,6 +95,8 @@ def export(
 
 def _choose_model(root: Path) -> str:
     models = sorted(path.stem for path in (root / "models").glob("*.yaml"))
+    if DEMO_CARD in models:
+        return DEMO_CARD
     if len(models) != 1:
         found = f"{len(models)} committed models ({', '.join(models)})" if models else "no committed model"
         raise ConfigValueError("--dataset", f"none, and {found} in {root.name}", "the name of a card", "give --dataset")
