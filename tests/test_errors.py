@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigComponent
+from torch.utils.data import DataLoader, Dataset
 
 from tools import errors
 from tools.errors import CheckpointError, ConfigValueError, ToolsError, UnreadableScanError, find_cause
@@ -64,6 +65,31 @@ def test_an_error_survives_the_way_from_another_process():
     assert type(copy) is UnreadableScanError
     assert str(copy) == str(error) == SENTENCE
     assert copy.remedy == "give a file"
+
+
+class Broken(Dataset):
+    """A data set whose only item raises what it was given, behind MONAI's wrapper around a transform."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise RuntimeError("applying transform") from self.error
+
+
+def test_the_cause_is_found_in_a_worker_of_a_data_loader():
+    cause = UnreadableScanError("a: b.nii.gz", "a cut off file, 3 bytes", "a file; whole", "copy it again")
+    with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
+        list(DataLoader(Broken(cause), num_workers=1))
+    found = find_cause(raised.value)
+    assert type(found) is UnreadableScanError
+    assert str(found) == str(cause)
+    with pytest.raises(RuntimeError) as raised:
+        list(DataLoader(Broken(ValueError("a: found b, wanted c; d.")), num_workers=1))
+    assert find_cause(raised.value) is None
 
 
 def test_the_cause_is_found_behind_wrappers():

@@ -90,12 +90,13 @@ class MissingPackageError(ToolsError):
 def find_cause(error: BaseException) -> ToolsError | None:
     """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it.
 
-    An argument in a config that its component does not have is told as a `ConfigValueError`, too.
+    An argument in a config that its component does not have is told as a `ConfigValueError`, too. Of an error in a data
+    loader's worker torch hands over the text of the traceback alone, as a `RuntimeError`; the error is read from it.
     """
     for link in _iterate_chain(error):
         if isinstance(link, ToolsError):
             return link
-        if explained := _explain_argument(link):
+        if explained := _explain_argument(link) or _read_worker(link):
             return explained
     return None
 
@@ -123,6 +124,20 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
         return
     sys.stdout.flush()
     sys.stderr.write(f"\nError: {cause}\n")  # the empty line sets it off from a progress bar
+
+
+def _read_worker(error: BaseException) -> ToolsError | None:
+    """Return the `ToolsError` in the traceback of a data loader's worker."""
+    text = str(error)
+    if "DataLoader worker process" not in text.partition("\n")[0]:
+        return None
+    sentence = re.search(
+        r"^(?:Original )?tools\.errors\.(\w+): (.+?): found (.+), wanted (.+); (.+)\.$", text, re.MULTILINE
+    )
+    kind = globals().get(sentence[1]) if sentence else None
+    if sentence is None or not (isinstance(kind, type) and issubclass(kind, ToolsError)):
+        return None
+    return kind(*sentence.groups()[1:])
 
 
 def _explain_argument(error: BaseException) -> ConfigValueError | None:
