@@ -7,10 +7,19 @@ import math
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, ScaleIntensityRanged
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    ScaleIntensityRanged,
+)
 
 from tools.errors import UnreadableScanError, find_cause
-from tools.transforms import FillNonFinited, LoadScand, PlainSpacingd, TakeCentreSliced
+from tools.transforms import FillNonFinited, LoadScand, PlainSpacingd, TakeCentreSliced, keep_image
 
 fill = FillNonFinited("image")
 
@@ -113,3 +122,36 @@ def test_what_stands_beside_an_image_is_left_alone_when_it_is_resampled():
     assert data["image"].shape == (1, 11, 11, 4)
     inverted = Invertd("image", Compose([spacing]), "image")(data)
     assert inverted["image"].shape == image.shape
+
+
+# ---- cropping the image alone
+
+
+def make_crop() -> CropForegroundd:
+    return CropForegroundd(["image", "label"], source_key="image", allow_smaller=True)
+
+
+def test_the_label_stays_as_it_is_and_need_not_be_there():
+    image, label = torch.zeros(1, 6, 6, 6), torch.arange(216.0).reshape(1, 6, 6, 6)
+    image[:, 1:5, 2:4, 3:] = 1
+    crop = make_crop()
+    (alone,) = keep_image([crop])
+    cropped = alone({"image": image, "label": label})
+    assert cropped["image"].shape == (1, 4, 2, 3)
+    assert torch.equal(cropped["label"], label)
+    assert alone({"image": image})["image"].shape == (1, 4, 2, 3)
+    assert crop({"image": image, "label": label})["label"].shape == (1, 4, 2, 3)  # the given one crops both
+
+
+@pytest.mark.parametrize("has_body", [False, True])
+def test_what_was_cropped_comes_back_as_background(has_body):
+    image = MetaTensor(torch.zeros(1, 9, 10, 11))
+    if has_body:
+        image[:, 2:6, 3:9, 4:8] = 1
+    chain = Compose(keep_image([make_crop()]))
+    data = chain({"image": image})
+    logits = SlidingWindowInferer((8, 8, 8))(data["image"][None], lambda x: torch.cat([x - 2, x], dim=1))[0]
+    data["pred"] = MetaTensor(logits, meta=data["image"].meta)
+    pred = Invertd("pred", chain, "image", nearest_interp=False)(data)["pred"].argmax(dim=0)
+    assert pred.shape == image.shape[1:]
+    assert torch.equal(pred.as_tensor(), image[0].as_tensor().long())

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,18 @@ from tools.checks import check_scan
 from tools.errors import UnreadableScanError
 
 logger = logging.getLogger(__name__)
+
+
+def keep_image(transforms: Sequence[MapTransform]) -> list[MapTransform]:
+    """Return copies of `transforms` for image and label that touch the `image` alone.
+
+    The cards of data sets crop image and label alike. Scans without labels are cropped by the same cards, and the label
+    that Dice is measured with stays in its own grid.
+    """
+    copies = [copy.copy(transform) for transform in transforms]
+    for transform in copies:
+        transform.keys = ("image",)
+    return copies
 
 
 class LoadScand(LoadImaged):

@@ -153,6 +153,8 @@ def _compute(node: ast.expr, config: MergedConfig, references: Mapping[str, str]
             result = compute(node.value)[compute(node.slice)]
         case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS and not node.keywords:
             result = FUNCTIONS[name](*[compute(argument) for argument in node.args])
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="transforms"), attr="keep_image"), args=[steps]):
+            result = [{**step, "keys": "image"} for step in compute(steps)]  # as our function does to instances
         case ast.Call(func=ast.Attribute(attr="values" | "keys" | "items" as name) as method, args=[], keywords=[]):
             mapping = compute(method.value)
             if not isinstance(mapping, dict):

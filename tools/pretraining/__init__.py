@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tools.pretraining.proxy_tasks import ProxyTasks
 from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
-from tools.pretraining.views import RepeatableDataset, skip_labels, stack_views
+from tools.pretraining.views import RepeatableDataset, stack_views
 from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
 from tools.pretraining.voco import SwinUNETREncoder, VoCo, VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
@@ -21,6 +21,5 @@ __all__ = [
     "VoCo",
     "VolumeContrastLoss",
     "VolumeCrops",
-    "skip_labels",
     "stack_views",
 ]

@@ -4,28 +4,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import monai
 import numpy as np
 import torch
-from monai.transforms import MapTransform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 VIEWS = ("view_1", "view_2")
-
-
-def skip_labels(transforms: Sequence[MapTransform]) -> list[MapTransform]:
-    """Return copies of `transforms` that pass over keys which are not there, as `label` of an unlabelled scan.
-
-    The cards of data sets crop image and label alike; pre-training uses the same cards.
-    """
-    copies = [copy.copy(transform) for transform in transforms]
-    for transform in copies:
-        transform.allow_missing_keys = True
-    return copies
 
 
 def stack_views(
