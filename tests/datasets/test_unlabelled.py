@@ -97,6 +97,18 @@ def test_a_list_of_images_alone_is_used_whole(make_decathlon):
     assert list_names(folder) == ALL
 
 
+@pytest.mark.parametrize("validation", [{"validation": ALL[:2]}, {}], ids=["listed", "chosen"])
+def test_a_list_of_unlabelled_images_follows_the_training_list(make_decathlon, validation):
+    folder = make_decathlon(training=ALL[2:6] if validation else ALL[:6], **validation)
+    content = json.loads((folder / "dataset.json").read_text())
+    unlabelled = [f"imagesTr/{case}.nii.gz" for case in ALL[6:]]
+    (folder / "dataset.json").write_text(json.dumps({**content, "unlabelled": unlabelled}))
+    assert list_names(folder, ["c01", "c02", "c10"]) == ALL[2:9]
+    assert [name_case(pair["image"]) for pair in read_datalist(folder, "training", ["c01", "c02"])] == ALL[2:6]
+    (folder / "dataset.json").write_text(json.dumps({"unlabelled": unlabelled}))
+    assert list_names(folder) == ALL[6:]
+
+
 def test_held_back_cases_are_left_out_of_every_kind_of_source(make_decathlon, caplog):
     folder = make_decathlon(training=ALL[2:], validation=ALL[:2])
     with caplog.at_level(logging.INFO):

@@ -52,6 +52,11 @@ def test_the_same_input_gives_the_same_bytes(archive, tmp_path):
     assert export(bundle, card, out=tmp_path).read_bytes() == path.read_bytes()
 
 
+def test_of_several_committed_models_that_of_the_demo_is_exported(tmp_path):
+    assert len(list((BUNDLES / "swin_unetr_ssl" / "models").glob("*.yaml"))) > 1
+    assert export("swin_unetr_ssl", out=tmp_path).name.startswith("swin_unetr_ssl_msd04_hippocampus_v")
+
+
 def test_metadata_speak_of_the_card(archive):
     bundle, card, path = archive
     files = read(path)

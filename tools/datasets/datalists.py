@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # images and labels: Medical Segmentation Decathlon and nnU-Net, then BTCV as it is downloaded
 FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("img", "label"))
 _SECTIONS = ("training", "validation")
+UNLABELLED = "unlabelled"  # a further list of images, for pre-training
 _VALIDATION_STEP = 5  # without a given split, 20 % of the cases are for validation
 
 
@@ -105,7 +106,8 @@ def read_sections(file: Path, need_labels: bool = True) -> dict[str, list[dict[s
 
     Args:
         file: a `dataset.json` in Decathlon style.
-        need_labels: whether each entry must have a label; if not, an entry may also be just the path of an image.
+        need_labels: whether each entry must have a label; if not, an entry may also be just the path of an image, and
+            there may be a section `unlabelled`.
 
     Raises:
         DatalistError: if the file cannot be understood.
@@ -117,7 +119,8 @@ def read_sections(file: Path, need_labels: bool = True) -> dict[str, list[dict[s
         raise DatalistError(file, f"no valid JSON ({error})", "a JSON object", "correct the file") from error
     if not isinstance(content, dict):
         raise DatalistError(file, f"a JSON {type(content).__name__}", "a JSON object", "correct the file")
-    return {name: _read_entries(content[name], name, file, need_labels) for name in _SECTIONS if name in content}
+    names = _SECTIONS if need_labels else (*_SECTIONS, UNLABELLED)
+    return {name: _read_entries(content[name], name, file, need_labels) for name in names if name in content}
 
 
 def _read_entries(entries: Any, section: str, file: Path, need_labels: bool) -> list[dict[str, str]]:

@@ -11,7 +11,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.datasets.datalists import FOLDER_PAIRS, locate_source, match_cases, read_sections, split_cases
+from tools.datasets.datalists import (
+    FOLDER_PAIRS,
+    UNLABELLED,
+    locate_source,
+    match_cases,
+    read_sections,
+    split_cases,
+)
 from tools.datasets.scans import list_scans
 from tools.errors import ConfigValueError, EmptyDatasetError
 
@@ -29,8 +36,8 @@ def list_unlabelled(
 
     A source is a folder of scans, or a labelled data set: a folder with a `dataset.json` (or that file), with
     `imagesTr` and `labelsTr`, or with `img` and `label`. Of a labelled data set the images of its training cases are
-    taken, exactly those that `read_datalist` returns for training; the label files need not be there. A file that one
-    source has for validation is left out of all others too.
+    taken, exactly those that `read_datalist` returns for training, and those of its list `unlabelled` if the JSON file
+    has one; the label files need not be there. A file that one source has for validation is left out of all others too.
 
     Args:
         dataset_dir: the source or a list of sources.
@@ -100,12 +107,14 @@ def _split_source(source: str | Path | None, held_back: Sequence[str]) -> tuple[
         labelled = any("label" in case for case in cases)
     else:
         cases, labelled = _find_cases(path if path.is_dir() else path.parent)
+    kept, barred = [], sections.get("validation", [])
     if labelled and "validation" not in sections:
-        sections = split_cases(cases, held_back, path)
-        return sections["training"], sections["validation"]
+        split = split_cases(cases, held_back, path)
+        kept, barred, cases = split["training"], split["validation"], []
+    cases = cases + sections.get(UNLABELLED, [])
     named, _ = match_cases(cases, held_back)
-    kept = [case for position, case in enumerate(cases) if position not in named]
-    return kept, sections.get("validation", []) + [cases[position] for position in named]
+    kept = kept + [case for position, case in enumerate(cases) if position not in named]
+    return kept, barred + [cases[position] for position in named]
 
 
 def _find_cases(folder: Path) -> tuple[Cases, bool]:
