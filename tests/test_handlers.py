@@ -332,6 +332,7 @@ class ScriptedError(ScriptedValidator):
     def validate(self, engine: Engine) -> None:
         super().validate(engine)
         self.state.metric_details = {}
+        self.state.metrics["val_other"] = torch.tensor(0.25)
 
 
 def script_pretraining(folder: Path, errors: list[float]) -> TrainingRecord:
@@ -359,11 +360,12 @@ def test_of_an_error_the_lowest_is_the_best(tmp_path, caplog):
     assert "epoch 3: Reconstruction 0.4000; best 0.2000 in epoch 2" in caplog.text
 
 
-def test_the_metrics_of_the_trainer_are_recorded_beside_the_loss(tmp_path):
+def test_all_metrics_of_trainer_and_validator_are_recorded_beside_the_loss(tmp_path):
     script_pretraining(tmp_path, [0.6, 0.2])
     report = json.loads((tmp_path / "training.json").read_text())
     for epoch in report["epochs"]:
-        assert list(epoch) == ["epoch", "loss", "learning_rate", "seconds", "loss/half", "reconstruction"]
+        assert list(epoch) == ["epoch", "loss", "learning_rate", "seconds", "loss/half", "other", "reconstruction"]
+        assert epoch["other"] == 0.25
         assert epoch["loss/half"] == pytest.approx(epoch["loss"] / 2)
     assert (tmp_path / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -13,6 +13,8 @@ import torch
 if sys.platform != "win32":
     import resource
 
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of Linux, in bytes or "max"
+
 
 def describe_hardware() -> str:
     """Return the processor, its threads in use and the GPU, for tables that must say where a figure comes from."""
@@ -24,6 +26,20 @@ def describe_hardware() -> str:
     threads = torch.get_num_threads()
     description = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
+
+
+def find_memory_gb(device: torch.device) -> float | None:
+    """Return the memory that a process on `device` can have at the most, in GB of 1e9 bytes; None where it is not told.
+
+    On a GPU that is all of its memory, else that of the machine or, if it is less, of the container.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    if sys.platform == "win32":
+        return None
+    total_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
+    return total_gb if limit == "max" else min(total_gb, int(limit) / 1e9)
 
 
 def measure_peak_memory_gb(device: torch.device) -> float | None:

@@ -19,8 +19,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from runs import make_image, read_epochs, write_scan
+from torch import Tensor
 
 from tools.bundles import BUNDLES
 from tools.errors import ToolsError, find_cause
@@ -62,15 +65,22 @@ class Bundle:
         assert isinstance(cause, ToolsError), caught.value
         return str(cause)
 
-    def run_in_processes(self, count: int, *configs: str | Path, **overrides: Any) -> None:
-        """Run as torchrun does, but in forks of this process: importing everything once more would take most time."""
+    def run_in_processes(self, count: int, *configs: str | Path, tell: str, **overrides: Any) -> list[Any]:
+        """Run as torchrun does, but in forks of this process: importing everything once more would take most time.
+
+        Returns the value of the expression `tell`, plain lists and numbers, after the training in each process.
+        """
+        overlay = self.small.with_name("probe.yaml")
+        told = [overlay.with_name(f"rank_{rank}.json") for rank in range(count)]
+        write = f"$open('{overlay.parent}/rank_' + os.environ['RANK'] + '.json', 'w').write(str({tell}))"
+        overlay.write_text(yaml.safe_dump({"run": ["$@train#trainer.run()", write]}))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
 
         def run(rank: str) -> None:
             os.environ.update(common, RANK=rank, LOCAL_RANK=rank)
-            self.run(*configs, **overrides)
+            self.run(*configs, overlay, **overrides)
 
         context = multiprocessing.get_context("fork")
         processes = [context.Process(target=run, args=(str(rank),), daemon=True) for rank in range(count)]
@@ -79,12 +89,54 @@ class Bundle:
         for process in processes:
             process.join(120)
         assert [process.exitcode for process in processes] == [0] * count
+        return [json.loads(path.read_text()) for path in told]
+
+    def make_command(self, *configs: str | Path, **overrides: Any) -> list[str]:
+        """Return the command of a user."""
+        arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        files = str(self.list_files(configs))
+        return [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *arguments]
+
+    def run_command(self, *configs: str | Path, **overrides: Any) -> tuple[int, str]:
+        """Run the command of a user; return its exit status and all that it wrote."""
+        options: dict[str, Any] = {"cwd": self.root, "env": ENVIRONMENT, "check": False, "text": True, "timeout": 240}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(self.make_command(*configs, **overrides), **pipes, **options)
+        return done.returncode, done.stdout
+
+    def start_from(self, weights: Any, **values: Any) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Save weights and build the network of train.yaml from them; return its tensors and what was counted."""
+        folder = self.small.parent
+        torch.save(weights, folder / "weights.pt")
+        parser = self.parse("train")
+        parser.update({"pretrained": str(folder / "weights.pt"), "output_dir": str(folder), **values})
+        network = parser.get_parsed_content("network").state_dict()
+        report = json.loads((folder / "weights.json").read_text())
+        assert report["accepted"]
+        return network, report["counts"]
+
+    def check_resuming(self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, **overrides: Any) -> None:
+        """Assert that a run killed in mid-epoch and resumed ends with the weights and records of an unbroken one."""
+        unbroken, broken = folder / "unbroken", folder / "broken"
+        epochs = 3
+        options = {**overrides, "epochs": epochs}
+        self.run(*configs, output_dir=str(unbroken), **options)
+        log, last = folder / "log", broken / "last.pt"
+        self.kill_after_first_epoch(*configs, output_dir=str(broken), log=log, last=last, **options)
+        assert 1 <= torch.load(last, weights_only=True)["epoch"] < epochs, log.read_text()
+        assert not (broken / "training.json").exists()
+
+        torch.rand(7)
+        self.run(*configs, output_dir=str(broken), resume=True, **options)
+        expected, found = (torch.load(result / "last.pt", weights_only=True) for result in (unbroken, broken))
+        assert found["epoch"] == expected["epoch"] == epochs
+        torch.testing.assert_close(found["model"], expected["model"], atol=tolerance, rtol=0)
+        for resumed, wanted in zip(read_epochs(broken), read_epochs(unbroken), strict=True):
+            assert resumed == pytest.approx(wanted, abs=tolerance)
 
     def kill_after_first_epoch(self, *configs: str | Path, log: Path, last: Path, **overrides: Any) -> None:
         """Start the command of a training and kill it after it has written its first checkpoint, `last`."""
-        arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-        files = str(self.list_files(configs))
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *arguments]
+        command = self.make_command(*configs, **overrides)
         with log.open("w") as file:
             options: dict[str, Any] = {"cwd": self.root, "env": ENVIRONMENT, "stdout": file, "stderr": file}
             process = subprocess.Popen(command, start_new_session=True, **options)
@@ -135,17 +187,10 @@ def make_bundle(tmp_path: Path) -> Callable[[str, dict[str, Any]], Bundle]:
 
 
 @pytest.fixture
-def take_image_part() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Give a function that returns what a list of transforms does to images, as inference writes it."""
-
-    def take(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        kept = []
-        for step in steps:
-            keys = step["keys"] if isinstance(step["keys"], list) else [step["keys"]]
-            if "image" in keys:
-                position = keys.index("image")
-                first = {k: v[position] if k == "mode" and isinstance(v, list) else v for k, v in step.items()}
-                kept.append({**first, "keys": "image"})
-        return kept
-
-    return take
+def scans(tmp_path: Path) -> Path:
+    """Four scans without labels, the first one for validation, the third smaller than a crop."""
+    folder = tmp_path / "scans"
+    for number in range(1, 5):
+        image = make_image(number, (20, 34, 40)) if number == 3 else make_image(number)
+        write_scan(folder / f"scan_{number}.nii.gz", image.astype(np.int16))
+    return folder

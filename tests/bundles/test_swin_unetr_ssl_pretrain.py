@@ -7,14 +7,13 @@ import json
 import logging
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import make_image, read_epochs, read_events, read_weights, write_bad_scans, write_scan
 
 from tools.bundles import BUNDLES, CARDS
 from tools.weights import load
@@ -35,20 +34,6 @@ SMALL = {
     "checkpoint_interval": 1,
     "num_workers": 0,
 }
-SHAPE = (36, 34, 66)
-
-
-def make_image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    distance = np.linalg.norm((np.indices(shape[:3]).T - generator.uniform(8, 24, 3)).T, axis=0)
-    ball = np.where(distance < 10, 100.0, -200.0).reshape(*shape[:3], *(1 for _ in shape[3:]))
-    return ball + generator.normal(0, 20, shape)  # HU
-
-
-def write(path: Path, image: np.ndarray) -> Path:
-    path.parent.mkdir(exist_ok=True, parents=True)
-    nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1.0, 2.0, 1.0])), path)
-    return path
 
 
 @pytest.fixture
@@ -56,55 +41,7 @@ def bundle(make_bundle):
     return make_bundle("swin_unetr_ssl", SMALL)
 
 
-@pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    """Four scans, the first one for validation, the third smaller than a crop."""
-    folder = tmp_path / "scans"
-    for number in range(1, 5):
-        image = make_image(number, (20, 34, 40) if number == 3 else SHAPE)
-        write(folder / f"scan_{number}.nii.gz", image.astype(np.int16))
-    return folder
-
-
-def read_epochs(folder: Path) -> list[dict[str, float]]:
-    """Return the entries of a finished run, without what the clock says."""
-    epochs = json.loads((folder / "training.json").read_text())["epochs"]
-    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in epochs]
-
-
-def read_events(folder: Path) -> dict[str, list[float]]:
-    scalars: dict[str, list[float]] = {}
-    for file in folder.glob("events*"):
-        events = EventAccumulator(str(file)).Reload()
-        for tag in events.Tags()["scalars"]:
-            scalars[tag] = [event.value for event in events.Scalars(tag)]
-    return scalars
-
-
-def read_transformer(path: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(path, weights_only=True)["model"]
-    return {name: tensor for name, tensor in state.items() if name.startswith("swinViT.")}
-
-
 # ---- what the files say
-
-
-def test_what_train_says_too_is_written_the_same_way():
-    train, pretrain = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "pretrain"))
-    same = (
-        "device",
-        "memory_format",
-        "amp",
-        "seed",
-        "feature_size",
-        "window_size",
-        "use_v2",
-        "network",
-        "lr_scheduler",
-    )
-    assert {key: pretrain[key] for key in same} == {key: train[key] for key in same}
-    images = [{**step, "keys": "image"} for step in train["validate"]["geometry"] if "image" in step["keys"]]
-    assert pretrain["train"]["geometry"] == [step for step in images if "Spacing" not in step["_target_"]]
 
 
 def test_it_pretrains_the_transformer_that_train_has():
@@ -149,8 +86,8 @@ def test_every_item_can_be_constructed(bundle, scans, tmp_path):
 def test_scans_of_several_folders_are_used_without_those_that_a_card_holds_back(bundle, tmp_path):
     image = make_image(1, (8, 8, 8)).astype(np.int16)
     for number in (1, 2, 3, 11):  # hippocampus_011 is held back
-        write(tmp_path / "imagesTr" / f"hippocampus_{number:03}.nii.gz", image)
-    write(tmp_path / "others" / "extra.nii", image)
+        write_scan(tmp_path / "imagesTr" / f"hippocampus_{number:03}.nii.gz", image)
+    write_scan(tmp_path / "others" / "extra.nii", image)
     folders = [str(tmp_path / "imagesTr"), str(tmp_path / "others")]
     workflow = bundle.make_workflow("pretrain", CARDS / "msd04_hippocampus.yaml", dataset_dir=folders)
     keys = ("train#dataset#data", "validate#dataset#dataset#data")
@@ -160,29 +97,13 @@ def test_scans_of_several_folders_are_used_without_those_that_a_card_holds_back(
 
 
 def test_bad_scans_are_skipped_with_their_reasons_and_the_others_are_trained_on(bundle, scans, tmp_path, caplog):
-    holes = make_image(5).astype(np.float32)
-    holes[:4] = np.nan
-    write(scans / "holes.nii.gz", holes)
-    write(scans / "nothing.nii.gz", np.full_like(holes, np.nan))
-    write(scans / "constant.nii.gz", np.full(SHAPE, -1024, np.int16))
-    cut = write(scans / "cut.nii.gz", holes)
-    cut.write_bytes(cut.read_bytes()[:-300])
-    (scans / "page.nii").write_text("<html>404</html>")
+    expected = write_bad_scans(scans)
     with caplog.at_level(logging.WARNING):
         bundle.run("pretrain", dataset_dir=str(scans), output_dir=str(tmp_path / "run"), epochs=1)
     (summary,) = (record.getMessage() for record in caplog.records if "are skipped:" in record.getMessage())
     first, *reasons = summary.splitlines()
     assert first == "4 of 9 scans cannot be used and are skipped:"
-    for reason, words in zip(
-        reasons,
-        (
-            "constant.nii.gz: found the same value -1024",
-            "cut.nii.gz: found that the file ends early",
-            "nothing.nii.gz: found 80784 NaN",
-            "page.nii: found no NIfTI header",
-        ),
-        strict=True,
-    ):
+    for reason, words in zip(reasons, expected, strict=True):
         assert words in reason
     assert "holes.nii.gz: 8976 NaN or infinite voxels replaced by the smallest value" in caplog.text
     (epoch,) = read_epochs(tmp_path / "run")
@@ -193,8 +114,8 @@ def test_bad_scans_are_skipped_with_their_reasons_and_the_others_are_trained_on(
 def test_mr_of_several_channels_and_of_mixed_sizes_is_trained_on(bundle, tmp_path):
     for number, shape in enumerate([(40, 36, 30, 2), (20, 50, 70, 2), (33, 33, 20, 2)]):
         image = make_image(number, shape) * [1, 30] + 300
-        write(tmp_path / "scans" / f"scan_{number}.nii.gz", image.astype(np.float32))
-    write(tmp_path / "scans" / "single.nii.gz", make_image(9).astype(np.int16))
+        write_scan(tmp_path / "scans" / f"scan_{number}.nii.gz", image.astype(np.float32))
+    write_scan(tmp_path / "scans" / "single.nii.gz", make_image(9).astype(np.int16))
     overlay = tmp_path / "mr.yaml"
     normalization = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
     overlay.write_text(yaml.safe_dump({"in_channels": 2, "intensity": [normalization], "fill_range": "crop"}))
@@ -202,7 +123,7 @@ def test_mr_of_several_channels_and_of_mixed_sizes_is_trained_on(bundle, tmp_pat
     bundle.run("pretrain", overlay, dataset_dir=str(tmp_path / "scans"), output_dir=str(folder), epochs=1)
     assert np.isfinite(read_epochs(folder)[0]["loss"])
     assert json.loads((folder / "training.json").read_text())["training_cases"] == 2
-    assert read_transformer(folder / "last.pt")["swinViT.patch_embed.proj.weight"].shape == (12, 2, 2, 2, 2)
+    assert read_weights(folder / "last.pt", "swinViT.")["swinViT.patch_embed.proj.weight"].shape == (12, 2, 2, 2, 2)
     assert (folder / "reconstruction" / "epoch_0001.png").is_file()
 
 
@@ -251,7 +172,7 @@ def test_tasks_can_be_switched_off(tasks, bundle, scans, tmp_path):
     assert [("reconstruction" in epoch), (folder / "best.pt").exists(), (folder / "reconstruction").exists()] == [
         restored
     ] * 3
-    assert len(read_transformer(folder / "last.pt")) == 126
+    assert len(read_weights(folder / "last.pt", "swinViT.")) == 126
 
 
 def test_saving_memory_keeping_volumes_on_disk_and_amp_without_a_gpu_change_no_loss(bundle, scans, tmp_path):
@@ -287,22 +208,7 @@ def test_volumes_on_disk_that_were_prepared_in_another_way_are_not_used(bundle, 
 
 
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_weights_of_an_unbroken_one(bundle, scans, tmp_path):
-    options = {"dataset_dir": str(scans), "epochs": 3}
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    bundle.run("pretrain", output_dir=str(unbroken), **options)
-
-    log, last = tmp_path / "log", broken / "last.pt"
-    bundle.kill_after_first_epoch("pretrain", output_dir=str(broken), log=log, last=last, **options)
-    assert 1 <= torch.load(last, weights_only=True)["epoch"] < 3, log.read_text()
-    assert not (broken / "training.json").exists()
-
-    torch.rand(7)
-    bundle.run("pretrain", output_dir=str(broken), resume=True, **options)
-    expected, found = (torch.load(folder / "last.pt", weights_only=True) for folder in (unbroken, broken))
-    assert found["epoch"] == expected["epoch"] == 3
-    torch.testing.assert_close(found["model"], expected["model"], atol=1e-5, rtol=0)
-    for resumed, wanted in zip(read_epochs(broken), read_epochs(unbroken), strict=True):
-        assert resumed == pytest.approx(wanted, abs=1e-5)
+    bundle.check_resuming("pretrain", folder=tmp_path, dataset_dir=str(scans))
 
 
 def test_pretraining_can_start_from_another_pretraining(bundle, scans, tmp_path):
@@ -316,23 +222,20 @@ def test_pretraining_can_start_from_another_pretraining(bundle, scans, tmp_path)
 
 def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writes(bundle, scans, tmp_path):
     for number in range(5, 13):  # twelve: each process has one for validation
-        write(scans / f"scan_{number}.nii.gz", make_image(number).astype(np.int16))
-    probe = tmp_path / "probe.yaml"
+        write_scan(scans / f"scan_{number}.nii.gz", make_image(number).astype(np.int16))
     told = (
         "[list(@train#sampler), float(@loss.contrast), sum(p.grad.abs().sum().item() for p in @network.parameters())]"
     )
-    write_it = f"$open('{tmp_path}/rank_' + os.environ['RANK'], 'w').write(str({told}))"
-    probe.write_text(yaml.safe_dump({"run": ["$@train#trainer.run()", write_it]}))
     folder = tmp_path / "run"
     options = {"dataset_dir": str(scans), "output_dir": str(folder), "use_checkpoint": True, "epochs": 1}
-    bundle.run_in_processes(2, "pretrain", "multi_gpu_pretrain", probe, **options)
-    (first, *one), (second, *other) = (json.loads((tmp_path / f"rank_{rank}").read_text()) for rank in (0, 1))
+    ranks = bundle.run_in_processes(2, "pretrain", "multi_gpu_pretrain", tell=told, **options)
+    (first, *one), (second, *other) = ranks
     assert sorted(first + second) == list(range(10))
     assert one == pytest.approx(other)  # the contrast is that of all crops, the gradient the mean of both
     assert one[0] != 0
     assert json.loads((folder / "training.json").read_text())["best"]["epoch"] == 1
     assert len(list(folder.glob("events*"))) == 2  # trainer and evaluator of rank 0
-    assert len(read_transformer(folder / "last.pt")) == 126
+    assert len(read_weights(folder / "last.pt", "swinViT.")) == 126
 
 
 # ---- what comes out
@@ -342,7 +245,7 @@ def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writ
 def test_segmentation_starts_from_its_transformer(use_v2, entries, bundle, scans, tmp_path):
     folder = tmp_path / "run"
     bundle.run("pretrain", dataset_dir=str(scans), output_dir=str(folder), epochs=1, use_v2=use_v2)
-    wanted = read_transformer(folder / "best.pt")
+    wanted = read_weights(folder / "best.pt", "swinViT.")
     assert len(wanted) == entries
     for name in ("best.pt", "model_swinvit.pt"):
         parser = bundle.parse("train")
@@ -395,7 +298,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(overrides, sen
 
 
 def test_a_folder_without_a_usable_scan_is_an_error_with_its_reason(bundle, tmp_path):
-    write(tmp_path / "scans" / "air.nii.gz", np.full((8, 8, 8), -1024, np.int16))
+    write_scan(tmp_path / "scans" / "air.nii.gz", np.full((8, 8, 8), -1024, np.int16))
     found = bundle.find_error("pretrain", dataset_dir=str(tmp_path / "scans"), output_dir=str(tmp_path / "run"))
     assert found.startswith("the data set: found no usable scan among 1")
     assert "air.nii.gz: found the same value -1024 in every voxel" in found

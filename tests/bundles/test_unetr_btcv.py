@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,13 +19,12 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.utils import set_determinism
 
-from tools.bundles import BUNDLES, CARDS, REPOSITORY
+from tools.bundles import BUNDLES, CARDS
 from tools.errors import find_cause
 
 BUNDLE = BUNDLES / "unetr_btcv"
 CONFIGS = BUNDLE / "configs"
 PRESETS = sorted((CONFIGS / "augmentation").glob("*.yaml"))
-SCHEMA = REPOSITORY / "tools" / "linting" / "meta_schema_20240725.json"
 
 SMALL_NETWORK = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
 SMALL = {
@@ -92,52 +90,6 @@ def finish(command: list[str], cwd: Path = BUNDLE, timeout_s: int = 240) -> subp
 # ---- what the files say
 
 
-def test_the_card_btcv_is_written_out_in_train_and_inference():
-    card = yaml.safe_load((CARDS / "btcv.yaml").read_text())
-    train, inference = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "inference"))
-    keys = set(card) - {"card"}
-    assert {key: train[key] for key in keys} == {key: card[key] for key in keys}
-    shared = keys & set(inference)
-    assert shared >= {"labels", "orientation", "pixdim", "roi_size", "intensity"}
-    assert {key: inference[key] for key in shared} == {key: card[key] for key in shared}
-
-
-def test_metadata_names_the_labels_of_the_config_and_its_own_version():
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    labels = yaml.safe_load((CONFIGS / "inference.yaml").read_text())["labels"]
-    outputs = metadata["network_data_format"]["outputs"]["pred"]
-    assert list(outputs["channel_def"].values()) == labels
-    assert outputs["num_channels"] == len(labels)
-    assert metadata["version"] in metadata["changelog"]
-
-
-def test_metadata_follows_the_schema():
-    jsonschema.validate(json.loads((CONFIGS / "metadata.json").read_text()), json.loads(SCHEMA.read_text()))
-
-
-def test_network_is_the_same_in_train_and_inference():
-    train, inference = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "inference"))
-    assert train["network_def"] == inference["network_def"]
-
-
-def test_images_are_prepared_the_same_way_in_training_validation_and_inference():
-    train, inference = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "inference"))
-
-    def take_image_part(steps: list[dict]) -> list[dict]:
-        kept = []
-        for step in steps:
-            keys = step["keys"] if isinstance(step["keys"], list) else [step["keys"]]
-            if "image" not in keys:
-                continue
-            position = keys.index("image")
-            first = {k: v[position] if k == "mode" and isinstance(v, list) else v for k, v in step.items()}
-            kept.append({**first, "keys": "image"})
-        return kept
-
-    assert take_image_part(train["train"]["geometry"]) == inference["geometry"]
-    assert take_image_part(train["validate"]["geometry"]) == inference["geometry"]
-
-
 @pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("inference", "infer")])
 def test_monai_finds_every_property_it_requires(name: str, kind: str, dataset, small, checkpoint, tmp_path):
     folder = dataset if kind == "train" else dataset / "imagesTr"
@@ -153,12 +105,9 @@ def test_monai_finds_every_property_it_requires(name: str, kind: str, dataset, s
 
 
 @pytest.mark.parametrize("card", sorted(CARDS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_card_gives_a_network_and_a_label_map_that_fit_its_labels(card: Path):
+def test_every_card_gives_crops_that_fit_the_network(card: Path):
     parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "train.yaml"), str(card)]))
-    label_map, num_classes = parser.get_parsed_content("label_map"), parser.get_parsed_content("num_classes")
-    assert set(label_map.values()) == set(range(num_classes))
     assert all(size % 16 == 0 for size in parser.get_parsed_content("roi_size"))
-    parser.get_parsed_content("train#preprocessing")
 
 
 def test_the_published_unetr_has_its_number_of_parameters():

@@ -9,10 +9,12 @@ import sys
 
 import monai.bundle
 import pytest
+import torch
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from tools.checks import check_command_line, check_device, check_shares
+from tools.checks import check_command_line, check_device, check_memory, check_shares
 from tools.errors import ConfigValueError, UnknownOverrideError
+from tools.hardware import find_memory_gb
 
 PROGRAM = f"{monai.bundle.__path__[0]}/__main__.py"
 BASE = """
@@ -192,6 +194,15 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(assert_readab
     with pytest.raises(ConfigValueError) as caught:
         check_device(device)
     assert_readable(caught.value, "--device", device, "cpu")
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_refused(assert_readable):
+    device = torch.device("cpu")
+    check_memory(find_memory_gb(device) * 1e9, device, "lower it")
+    with pytest.raises(ConfigValueError) as caught:
+        check_memory(3e15, device, "lower it")
+    assert_readable(caught.value, "memory", "GB (cpu)", "lower it")
+    assert caught.value.wanted == "at least 3,000,000.0 GB for a step of training"
 
 
 def test_every_process_needs_a_case_of_each_section(assert_readable):

@@ -141,3 +141,8 @@ def foreign(tmp_path: Path) -> Path:
 @pytest.fixture
 def unetr(tmp_path: Path) -> Path:
     return copy_bundle("unetr_btcv", tmp_path)
+
+
+@pytest.fixture
+def voco(tmp_path: Path) -> Path:
+    return copy_bundle("voco_finetune", tmp_path)

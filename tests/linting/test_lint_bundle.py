@@ -426,6 +426,14 @@ def test_a_planted_fault_is_told_in_a_sentence(fault: str, unetr: Path):
         assert finding.remedy
 
 
+def test_what_a_card_sets_for_another_config_is_no_fault_but_the_same_in_a_recipe_is(voco: Path):
+    """Pre-training cuts crops of `crop_size`; the cards' `roi_size` is for train.yaml."""
+    assert not find(lint_bundle(voco), ("roi_size",))
+    recipe = "configs/recipes/openkbp_hn_pretrain.yaml"
+    add(recipe, "\nroi_size: [64, 64, 64]\n")(voco)
+    assert find(lint_bundle(voco), (recipe, "roi_size", "which nothing reads", "crop_size"))
+
+
 def test_a_bundle_of_the_zoo_has_no_errors_and_is_not_run(foreign: Path):
     assert [str(finding) for finding in lint_bundle(foreign) if finding.severity == "error"] == []
     assert not (foreign / "scripts" / "was_imported").exists()

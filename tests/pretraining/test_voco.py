@@ -224,15 +224,49 @@ def test_crops_in_parts_give_the_gradient_of_all_at_once(variant, crops_at_once)
         torch.testing.assert_close(found, expected)
 
 
-def test_too_many_crops_for_the_memory_are_told(monkeypatch):
+@pytest.mark.parametrize("device", ["GPU", "CPU"])
+def test_too_many_crops_for_the_memory_are_told(device, monkeypatch):
     network = make_stub("extension")
 
     def fail(image: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError
+        if device == "GPU":
+            raise torch.OutOfMemoryError
+        return torch.empty(1 << 60)  # more than any machine has
 
     monkeypatch.setattr(network.backbone, "forward", fail)
     with pytest.raises(ConfigValueError, match=r"grid: found 12 crops of 2×2×2, all at once, .* set --crops_at_once"):
         network(make_views())
+
+
+def test_other_errors_of_the_encoder_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        make_stub("extension")(make_views(shape=(2, 2, 3)))
+
+
+def test_the_estimated_memory_is_a_bound_of_what_a_step_keeps():
+    network = VoCo(make_encoder(), "paper", embedding_dim=16)
+    crops = VolumeCrops(CROP, (2, 1, 1), num_crops=1, turn_prob=0)
+    image = torch.rand(2, 1, *crops.volume_size)
+    views, _ = crops({"image": image})
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    kept = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in (image, *views.values())}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(views)
+    estimated = network.estimate_bytes(crops, batch_size=2)
+    assert 0.3 * sum(kept.values()) < estimated < sum(kept.values())
+
+    inputs = 4 * (2 * 2 + 2 * 3) * math.prod(CROP)
+    network.crops_at_once = 2  # of six
+    assert network.estimate_bytes(crops, batch_size=2) - inputs == (estimated - inputs) / 3
+    network.crops_at_once = None
+    assert network.estimate_bytes(crops, batch_size=2, amp=True) - inputs == (estimated - inputs) / 2
 
 
 def test_dropout_takes_single_features_from_the_student_alone():
@@ -277,6 +311,7 @@ def test_the_head_is_normalized_over_all_crops_and_refuses_a_single_one():
         (lambda: make_encoder(feature_size=20), "feature_size: found 20"),
         (lambda: make_stub("v2"), "variant: found 'v2', wanted one of cvpr, extension, paper"),
         (lambda: make_stub("cvpr", momentum=1.5), r"momentum: found 1\.5"),
+        (lambda: make_stub("cvpr", embedding_dim=0), "embedding_dim: found 0, wanted at least 1"),
         (lambda: make_stub("cvpr", crops_at_once=0), "crops_at_once: found 0"),
         (lambda: VolumeContrastLoss("v2"), "variant: found 'v2'"),
         (

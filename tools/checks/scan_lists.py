@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def select_readable(
-    datalist: Sequence[Mapping[str, str]], num_workers: int = 2, num_channels: int = 1
+    datalist: Sequence[Mapping[str, str]],
+    num_workers: int = 2,
+    num_channels: int = 1,
+    option: str = "--dataset_dir",
 ) -> list[dict[str, str]]:
     """Return the entries whose image passes `check_scan` and is not constant, and log one summary of the others.
 
@@ -29,6 +32,7 @@ def select_readable(
         datalist: entries `{"image": path}`.
         num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
         num_channels: how many volumes each file must hold.
+        option: what gave the scans, for messages.
 
     Raises:
         EmptyDatasetError: if no scan can be used; the first reason is in the text, all of them are in the log.
@@ -49,7 +53,7 @@ def select_readable(
             "the data set",
             f"no usable scan among {len(datalist)}{first}",
             "at least one NIfTI volume",
-            "correct --dataset_dir or the files, see the log",
+            f"correct {option} or the files, see the log",
         )
     return readable
 

@@ -19,6 +19,7 @@ from monai.bundle.scripts import run, run_workflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from tools.errors import ConfigValueError, UnknownOverrideError
+from tools.hardware import find_memory_gb
 
 
 def check_device(device: str | torch.device) -> None:
@@ -28,6 +29,22 @@ def check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
         usable = " or ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ConfigValueError("--device", f"{str(device)!r}", "a device of this machine", f"give {usable}") from error
+
+
+def check_memory(num_bytes: float, device: torch.device, remedy: str) -> None:
+    """Raise `ConfigValueError` if a step of training needs more memory than there is, before anything is prepared.
+
+    A GPU would say so itself, after the scans are prepared; without one the system would kill the process in silence.
+
+    Args:
+        num_bytes: what is needed at the least.
+        device: where it is needed.
+        remedy: what to change.
+    """
+    memory_gb = find_memory_gb(device)
+    if memory_gb is not None and num_bytes > memory_gb * 1e9:
+        wanted = f"at least {num_bytes / 1e9:,.1f} GB for a step of training"
+        raise ConfigValueError("memory", f"{memory_gb:,.1f} GB ({device})", wanted, remedy)
 
 
 def check_shares(num_training: int, num_validation: int, num_processes: int) -> None:

@@ -87,17 +87,17 @@ def take_share(pairs: list[dict[str, str]], share: float) -> list[dict[str, str]
     return chosen
 
 
-def locate_source(dataset_dir: str | Path | None) -> Path:
-    """Return the JSON file of the data set if there is one, else its folder."""
+def locate_source(dataset_dir: str | Path | None, option: str = "--dataset_dir") -> Path:
+    """Return the JSON file of the data set if there is one, else its folder; `option` gave it, for messages."""
     if dataset_dir is None:
-        raise MissingFileError("--dataset_dir", "nothing", "the folder of a data set", "give --dataset_dir FOLDER")
+        raise MissingFileError(option, "nothing", "the folder of a data set", f"give {option} FOLDER")
     path = make_absolute(dataset_dir)
     if not path.exists():
-        raise MissingFileError(path, "no such folder", "the folder of a data set", "correct --dataset_dir")
+        raise MissingFileError(path, "no such folder", "the folder of a data set", f"correct {option}")
     if path.is_dir():
         return path / "dataset.json" if (path / "dataset.json").exists() else path
     if path.suffix.lower() != ".json":
-        raise DatalistError(path, "a file that is no .json", "a folder or a dataset.json", "correct --dataset_dir")
+        raise DatalistError(path, "a file that is no .json", "a folder or a dataset.json", f"correct {option}")
     return path
 
 

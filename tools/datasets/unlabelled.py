@@ -30,7 +30,9 @@ Cases = list[dict[str, str]]
 
 
 def list_unlabelled(
-    dataset_dir: str | Path | Sequence[str | Path] | None, held_back: Sequence[str] = ()
+    dataset_dir: str | Path | Sequence[str | Path] | None,
+    held_back: Sequence[str] = (),
+    option: str = "--dataset_dir",
 ) -> list[dict[str, str]]:
     """Return the scans of one or several sources, each file once; none of them is opened.
 
@@ -43,6 +45,7 @@ def list_unlabelled(
         dataset_dir: the source or a list of sources.
         held_back: names of validation cases, as for `read_datalist`; they are left out of every source, also of a
             `dataset.json` with a validation list of its own.
+        option: what gave the sources, for messages.
 
     Returns:
         Entries `{"image": path}` with absolute paths.
@@ -58,7 +61,7 @@ def list_unlabelled(
     training: Cases = []
     validation: Cases = []
     for source in sources:
-        for cases, part in zip((training, validation), _split_source(source, held_back), strict=True):
+        for cases, part in zip((training, validation), _split_source(source, held_back, option), strict=True):
             cases += part
     barred = {Path(case["image"]).resolve() for case in validation}
     unique: dict[Path, str] = {}
@@ -67,10 +70,10 @@ def list_unlabelled(
     scans = [{"image": path} for file, path in unique.items() if file not in barred]
     if not scans:
         raise EmptyDatasetError(
-            "--dataset_dir",
+            option,
             f"no scan for pre-training ({len(barred)} are held back for validation)",
             "a folder of scans or a list of folders",
-            "correct --dataset_dir",
+            f"correct {option}",
         )
     if barred:
         logger.info("%d scans are held back for the validation of segmentation", len(barred))
@@ -98,9 +101,9 @@ def split_unlabelled(scans: Sequence[dict[str, str]], section: str) -> list[dict
     raise ConfigValueError("section", repr(section), "training or validation", "correct it in the config")
 
 
-def _split_source(source: str | Path | None, held_back: Sequence[str]) -> tuple[Cases, Cases]:
+def _split_source(source: str | Path | None, held_back: Sequence[str], option: str) -> tuple[Cases, Cases]:
     """Return the cases of one source that may be used and those that may not."""
-    path = locate_source(source)
+    path = locate_source(source, option)
     sections = read_sections(path, need_labels=False) if path.is_file() else {}
     if sections:
         cases = sections.get("training", [])

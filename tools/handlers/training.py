@@ -52,11 +52,11 @@ class EpochSeed:
 
     Args:
         seed: the seed of the run.
-        dataset: its transforms own generators of their own, which are seeded too. Loader workers take their
-            seed from torch's generator at the start of the epoch.
+        dataset: its transforms own generators of their own, which are seeded too; or several data sets. Loader workers
+            take their seed from torch's generator at the start of the epoch.
     """
 
-    def __init__(self, seed: int, dataset: Dataset) -> None:
+    def __init__(self, seed: int, dataset: Dataset | Sequence[Dataset]) -> None:
         self.seed = seed
         self.dataset = dataset
 
@@ -79,7 +79,7 @@ class TrainingRecord:
 
     An epoch's entry holds `epoch, loss, learning_rate, seconds`, the metrics of the trainer, if it has any (a loss of
     several terms gives them as `loss/<term>`), and, where there was a validation, `dice` (mean over volumes and
-    foreground classes) and `dice/<label>`, or another metric.
+    foreground classes) and `dice/<label>`, or another metric, and further ones of the validator, named without `val_`.
 
     Args:
         output_dir: folder of `learning_curve.png` and `training.json`.
@@ -174,6 +174,8 @@ class TrainingRecord:
         entry |= {name: float(value) for name, value in engine.state.metrics.items()}
         if self._validations:
             name = self.validator.state.key_metric_name
+            others = {key: value for key, value in self.validator.state.metrics.items() if key != name}
+            entry |= {key.removeprefix("val_"): float(value) for key, value in others.items()}
             entry[self.metric] = float(self.validator.state.metrics[name])
             if self.labels:
                 per_class = torch.nanmean(self.validator.state.metric_details[name].float(), dim=0).tolist()
@@ -214,9 +216,10 @@ class TrainingRecord:
 class TrainingCheckpoint:
     """Save the state of a training run after epochs, and continue from it exactly.
 
-    `last.pt` and `best.pt` hold the network (`model`), optimizer, scheduler, scaler, epoch, step, best metric, the
-    record of all epochs and the random state, that is the seed (see `EpochSeed`). They are tensors and plain
-    containers, load with `weights_only=True`, and replace the previous file in one step.
+    `last.pt` and `best.pt` hold the network (`model`), what trains with it (`auxiliary`, if there is any), optimizer,
+    scheduler, scaler, epoch, step, best metric, the record of all epochs and the random state, that is the seed (see
+    `EpochSeed`). They are tensors and plain containers, load with `weights_only=True`, and replace the previous file in
+    one step.
 
     Args:
         output_dir: folder of the two files.
@@ -227,6 +230,7 @@ class TrainingCheckpoint:
         seed: the seed of the run; a resumed run must have the same.
         interval: epochs between two writings of `last.pt`; the last epoch is always written.
         resume: continue from `last.pt` if there is one, else start anew.
+        auxiliary: heads of a second task and the like, which training needs to go on and the network's users do not.
     """
 
     def __init__(
@@ -239,6 +243,7 @@ class TrainingCheckpoint:
         seed: int,
         interval: int = 1,
         resume: bool = False,
+        auxiliary: torch.nn.Module | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
@@ -248,6 +253,7 @@ class TrainingCheckpoint:
         self.seed = seed
         self.interval = interval
         self.resume = resume
+        self.auxiliary = auxiliary
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, the record first; must stand after the ValidationHandler."""
@@ -266,7 +272,8 @@ class TrainingCheckpoint:
 
     def _restore(self, engine: Engine, path: Path) -> None:
         state = read_checkpoint(path)
-        if absent := [key for key in STATE_KEYS if key not in state]:
+        wanted = STATE_KEYS if self.auxiliary is None else [*STATE_KEYS, "auxiliary"]
+        if absent := [key for key in wanted if key not in state]:
             raise CheckpointError(
                 path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume False"
             )
@@ -280,6 +287,8 @@ class TrainingCheckpoint:
                 engine.state.max_epochs,
             )
         fill(self.network, state["model"], path)
+        if self.auxiliary is not None:
+            fill(self.auxiliary, state["auxiliary"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         scaler = getattr(engine, "scaler", None)
@@ -312,6 +321,8 @@ class TrainingCheckpoint:
             "record": self.record.epochs,
             "random_state": {"seed": self.seed},
         }
+        if self.auxiliary is not None:
+            state["auxiliary"] = self.auxiliary.state_dict()
         if is_best:
             save_checkpoint(state, self.output_dir / BEST)
         if is_due:

@@ -23,6 +23,8 @@ SETS = (
     ("train", ("train",)),
     ("evaluate", ("train", "evaluate")),
     ("train", ("train", "multi_gpu_train")),
+    ("train", ("train", "omni")),
+    ("train", ("train", "omni", "multi_gpu_train", "multi_gpu_omni")),
     ("evaluate", ("train", "evaluate", "multi_gpu_evaluate")),
     ("pretrain", ("pretrain",)),
     ("pretrain", ("pretrain", "multi_gpu_pretrain")),

@@ -7,7 +7,7 @@ Sources: `monai.bundle.properties` and `ConfigWorkflow.check_properties` of MONA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from monai.bundle import ReferenceResolver
@@ -79,8 +79,10 @@ def check_keys(bundle: Bundle) -> Iterator[Finding]:
         yield from _check_properties(config)
         yield from _check_lists(config)
         yield from _check_labelling(bundle, config)
-    for config in bundle.sets:
-        yield from _check_unread(config)
+    referred = [_list_referred(config) for config in bundle.sets]
+    anywhere = frozenset().union(*referred)
+    for config, here in zip(bundle.sets, referred, strict=True):
+        yield from _check_unread(config, here, anywhere)
 
 
 def _check_required(bundle: Bundle, config: MergedConfig) -> Iterator[Finding]:
@@ -233,17 +235,25 @@ def _check_chain(config: MergedConfig, place: str, key: str) -> Iterator[Finding
         yield config.report(place, "no Invertd", "the inversion of the preprocessing", remedy)
 
 
-def _check_unread(config: MergedConfig) -> Iterator[Finding]:
-    """Yield top-level keys that nothing reads and that look like one that is read."""
-    referred = {
+def _list_referred(config: MergedConfig) -> frozenset[str]:
+    return frozenset(
         target.partition(SEPARATOR)[0]
-        for v in config.items.values()
-        if isinstance(v, str)
-        for target in ReferenceResolver.match_refs_pattern(v)
-    }
-    read = sorted({key for key in config.content if key in referred or key in KNOWN} | KNOWN)
+        for value in config.items.values()
+        if isinstance(value, str)
+        for target in ReferenceResolver.match_refs_pattern(value)
+    )
+
+
+def _check_unread(config: MergedConfig, here: Collection[str], anywhere: Collection[str]) -> Iterator[Finding]:
+    """Yield top-level keys that nothing reads and that look like one that is read.
+
+    A card is for all configs: what others of the bundle read of it is no mistake, whatever it looks like here.
+    """
+    read = sorted({key for key in config.content if key in here or key in KNOWN} | KNOWN)
     for key in config.content:
-        if key in referred or key in KNOWN or not isinstance(key, str):
+        if key in here or key in KNOWN or not isinstance(key, str):
+            continue
+        if key in anywhere and config.find_origin(key).name.startswith("tools/datasets/"):
             continue
         near = suggest(key, [name for name in read if _is_close(key, name)], "")
         if near:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from tools.pretraining.omni import OmniBatch, OmniLoader, OmniLoss, OmniNetwork
 from tools.pretraining.proxy_tasks import ProxyTasks
 from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
 from tools.pretraining.views import RepeatableDataset, stack_views
@@ -12,6 +13,10 @@ from tools.pretraining.volume_crops import VolumeCrops
 
 __all__ = [
     "ContrastiveViTAutoEnc",
+    "OmniBatch",
+    "OmniLoader",
+    "OmniLoss",
+    "OmniNetwork",
     "ProxyTaskLoss",
     "ProxyTasks",
     "ReconstructionContrastLoss",

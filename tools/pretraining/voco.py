@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,9 +40,13 @@ from torch.utils.checkpoint import checkpoint
 from tools.errors import ConfigValueError
 from tools.networks.swin_unetr import check_sizes
 from tools.pretraining.vit_autoencoder import gather_batch
+from tools.pretraining.volume_crops import VolumeCrops
 
 logger = logging.getLogger(__name__)
 
+# with the channels and voxels of the input's resolution: what encoder1 keeps of a crop for the backward pass (two
+# convolutions, two normalizations, the residual path); for the whole encoder it is 8, measured with 12 and 24 features
+KEPT_MAPS = 5
 EPSILON = 1e-6  # of both codes, in logarithms and divisions
 DECODER = ("decoder1", "decoder2", "decoder3", "decoder4", "decoder5", "out")
 
@@ -113,6 +118,8 @@ class SwinUNETREncoder(SwinUNETR):
         )
         for name in DECODER:
             delattr(self, name)
+        self.in_channels = in_channels
+        self.feature_size = feature_size
         self.num_features = 24 * feature_size
 
     def forward(self, image: Tensor) -> Tensor:
@@ -195,6 +202,10 @@ class VoCo(nn.Module):
         form = get_variant(variant)
         if not 0 <= momentum <= 1:
             raise ConfigValueError("momentum", str(momentum), "a number from 0 to 1", "correct --momentum")
+        if embedding_dim is not None and embedding_dim < 1:
+            raise ConfigValueError(
+                "embedding_dim", str(embedding_dim), "at least 1", "correct it, or null for the default"
+            )
         if crops_at_once is not None and crops_at_once < 1:
             raise ConfigValueError("crops_at_once", str(crops_at_once), "at least 1", "correct it, or None for all")
         self.momentum = momentum
@@ -212,6 +223,22 @@ class VoCo(nn.Module):
         """Return the student's parameters, all that an optimizer may have."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def estimate_bytes(self, crops: VolumeCrops, batch_size: int, amp: bool = False) -> int:
+        """Return the memory that a training step needs at the least; two or three times as much is usual.
+
+        It is that of the volumes, of their crops, and of `KEPT_MAPS` of those crops that the encoder sees at a time.
+
+        Args:
+            crops: how volumes are cut.
+            batch_size: volumes.
+            amp: whether the encoder computes in half precision.
+        """
+        count = batch_size * (math.prod(crops.grid) + crops.num_crops)
+        voxels = math.prod(crops.resized or crops.crop_size)
+        inputs = self.backbone.in_channels * (batch_size * math.prod(crops.volume_size) + count * voxels)
+        maps = KEPT_MAPS * self.backbone.feature_size * min(count, self.crops_at_once or count) * voxels
+        return 4 * inputs + (2 if amp else 4) * maps
+
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the student's embeddings, `base` `(B, K, D)` and `random` `(B, S, D)`, in float32.
 
@@ -221,7 +248,7 @@ class VoCo(nn.Module):
             views: crops, `base` `(B, K, C, X, Y, Z)` and `random` `(B, S, C, X, Y, Z)`.
 
         Raises:
-            ConfigValueError: if the GPU's memory does not hold what the encoder keeps of the crops.
+            ConfigValueError: if the memory does not hold what the encoder keeps of the crops.
         """
         volumes = len(views["base"])
         crops = torch.cat([views["base"].flatten(0, 1), views["random"].flatten(0, 1)])
@@ -257,7 +284,9 @@ class VoCo(nn.Module):
             if not torch.is_grad_enabled():
                 return torch.cat([backbone(part) for part in parts])
             return torch.cat([checkpoint(backbone, part, use_reentrant=False) for part in parts])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # GPU, CPU
+                raise
             found = (
                 f"{len(crops)} crops of {'×'.join(map(str, crops.shape[2:]))}, {self.crops_at_once or 'all'} at once"
             )
