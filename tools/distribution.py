@@ -10,12 +10,13 @@ import torch
 from torch import distributed
 
 
-def join_processes(device: torch.device) -> None:
+def join_processes(device: str | torch.device) -> None:
     """Join the process group that torchrun describes in the environment: NCCL on GPUs, gloo on CPUs.
 
     Args:
         device: of this process.
     """
+    device = torch.device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -28,12 +28,12 @@ def describe_hardware() -> str:
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
 
 
-def find_memory_gb(device: torch.device) -> float | None:
+def find_memory_gb(device: str | torch.device) -> float | None:
     """Return the memory that a process on `device` can have at the most, in GB of 1e9 bytes; None where it is not told.
 
     On a GPU that is all of its memory, else that of the machine or, if it is less, of the container.
     """
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     if sys.platform == "win32":
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser
 
@@ -63,6 +64,18 @@ def test_training_and_inference_have_the_same_network_and_prepare_images_in_the_
     assert take_image_part(train["validate"]["geometry"]) == inference["geometry"]
     if "foreground_crop" in inference:
         assert take_image_part(train["foreground_crop"]) == inference["foreground_crop"]
+
+
+@each_bundle
+@pytest.mark.parametrize("config", ["train", "pretrain", "inference"])
+def test_a_device_may_be_a_name(name, config):
+    """As on the command line, --device cpu, and as MONAI Label gives it."""
+    path = BUNDLES / name / "configs" / f"{config}.yaml"
+    parser = ConfigParser(yaml.safe_load(path.read_text()) if path.is_file() else {})
+    parser["device"] = "cpu"
+    assert parser.get_parsed_content("device") == "cpu"
+    if "memory_format" in parser:
+        assert parser.get_parsed_content("memory_format") is torch.channels_last_3d
 
 
 @each_bundle

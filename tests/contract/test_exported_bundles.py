@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.bundles import BUNDLES, CARDS, REPOSITORY, run_bundle
+from tools.bundles import BUNDLES, REPOSITORY, run_bundle
+from tools.demonstration import EMBEDDED
 from tools.release import export
 
 MODELS = sorted((path.parents[1].name, path.stem) for path in BUNDLES.glob("*/models/*.yaml"))
-SCANS = CARDS / "demo" / "msd04_hippocampus" / "imagesTr"
 STEPS = re.search(r"```bash\n(NAME=.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL).group(1)
 
 
@@ -88,9 +88,9 @@ def run(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run([python, *arguments], cwd=cwd, env=clean(), capture_output=True, text=True, check=False)
 
 
-def follow_steps(python: Path, folder: Path, name: str, url: str) -> subprocess.CompletedProcess:
+def follow_steps(python: Path, folder: Path, name: str, card: str, url: str) -> subprocess.CompletedProcess:
     """Take the steps of README.md in an empty folder beside `scans`: download, compare the checksum, segment."""
-    (folder / "scans").symlink_to(SCANS)
+    (folder / "scans").symlink_to(EMBEDDED / card / "imagesTr")
     script = re.sub(r"NAME=\S+\nURL=\S+", f"NAME={name}\nURL={url}", STEPS)
     script = "".join(line for line in script.splitlines(keepends=True) if not line.startswith("pip "))
     assert script.count("\n") == STEPS.count("\n") - 1, "one step installs the packages, which are there"
@@ -108,7 +108,7 @@ def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Pa
     handler = partial(QuietHandler, directory=str(exports))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = follow_steps(python, folder, name, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
+        done = follow_steps(python, folder, name, card, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
         server.shutdown()
     assert done.returncode == 0, done.stderr
     return bundle, card, folder / name
@@ -117,25 +117,37 @@ def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Pa
 def test_the_documented_steps_give_the_labels_of_the_repository(downloaded, tmp_path):
     bundle, card, folder = downloaded
     root = BUNDLES / bundle
-    overrides = {"bundle_root": root, "dataset_dir": SCANS, "output_dir": tmp_path}
+    scans = EMBEDDED / card / "imagesTr"
+    overrides = {"bundle_root": root, "dataset_dir": scans, "output_dir": tmp_path}
     assert run_bundle([root / "configs" / "inference.yaml", root / "models" / f"{card}.yaml"], overrides) == 0
     paths = sorted((folder.parent / "segmentations").glob("*_seg.nii.gz"))
-    assert len(paths) == len(list(SCANS.glob("*.nii.gz")))
+    assert len(paths) == len(list(scans.glob("*.nii.gz")))
     for path in paths:
         ours, theirs = nib.load(tmp_path / path.name), nib.load(path)
         assert np.array_equal(np.asanyarray(ours.dataobj), np.asanyarray(theirs.dataobj))
         assert np.array_equal(ours.affine, theirs.affine)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """The embedded scans as training cases `case_0`, `case_1`, `case_2`; two of them train."""
-    folder = tmp_path_factory.mktemp("dataset")
+@pytest.fixture
+def dataset(downloaded, tmp_path) -> Path:
+    """The embedded scans of the model's data set as training cases `case_0`, `case_1`, ...; the last one validates.
+
+    Their labels become two structures at the most, so that each model has classes for them.
+    """
+    _, card, _ = downloaded
+    folder = tmp_path / "dataset"
     for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir()
-        for number, path in enumerate(sorted((SCANS.parent / part).glob("*.nii.gz"))):
-            shutil.copy(path, folder / part / f"case_{number}.nii.gz")
+        (folder / part).mkdir(parents=True)
+        for number, path in enumerate(sorted((EMBEDDED / card / part).glob("*.nii.gz"))):
+            image = nib.load(path)
+            voxels = np.asanyarray(image.dataobj)
+            kept = np.where(voxels > 2, 0, voxels) if part == "labelsTr" else voxels
+            nib.save(nib.Nifti1Image(kept, image.affine), folder / part / f"case_{number}.nii.gz")
     return folder
+
+
+def find_last_case(dataset: Path) -> str:
+    return max(path.name for path in (dataset / "imagesTr").iterdir()).removesuffix(".nii.gz")
 
 
 LOAD = """
@@ -155,7 +167,7 @@ for kind in ("train", "inference"):
         bundle_root={folder!r},
         dataset_dir={data!r} if kind == "train" else {data!r} + "/imagesTr",
         output_dir={output!r},
-        **({{"validation_cases": ["case_2"]}} if kind == "train" else {{}}),
+        **({{"validation_cases": [{last!r}]}} if kind == "train" else {{}}),
     )
     workflow.initialize()
     assert workflow.check_properties() == [], workflow.check_properties()
@@ -172,6 +184,7 @@ def test_python_loads_it_from_another_folder(downloaded, dataset, python, tmp_pa
         parent=str(folder.parent),
         data=str(dataset),
         output=str(tmp_path / "output"),
+        last=find_last_case(dataset),
     )
     done = run(python, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
@@ -183,7 +196,7 @@ def test_training_goes_on_from_its_model_and_replaces_it(downloaded, dataset, py
     shutil.copytree(source, folder)
     words = ["-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", "--dataset_dir", str(dataset)]
     words += ["--output_dir", str(tmp_path / "run"), "--epochs", "1", "--train#trainer#epoch_length", "1"]
-    words += ["--validation_cases", "['case_2']"]
+    words += ["--validation_cases", f"['{find_last_case(dataset)}']"]
     done = run(python, folder, *words)
     assert done.returncode == 0, done.stderr
     model, previous = folder / "models" / "model.pt", folder / "models" / "model_previous.pt"
@@ -207,6 +220,6 @@ def test_a_faulty_download_is_refused(fault, exports, python, serve, tmp_path):
     (served / source.name).write_bytes(content)
     if fault != "no checksum":
         shutil.copy(f"{source}.sha256", served)
-    done = follow_steps(python, folder, name, f"{serve(served)}/{source.name}")
+    done = follow_steps(python, folder, name, MODELS[0][1], f"{serve(served)}/{source.name}")
     assert done.returncode != 0
     assert not (folder / "segmentations").exists()

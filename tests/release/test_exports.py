@@ -81,6 +81,13 @@ def test_json_and_yaml_are_equal_and_the_card_is_in_both(archive):
     assert "tools/datasets" not in files["configs/train.yaml"].decode()
 
 
+def test_label_files_have_the_numbers_of_the_segmentations(archive):
+    *_, path = archive
+    parser = ConfigParser(yaml.safe_load(read(path)["configs/train.yaml"]))
+    numbers = list(range(len(parser["labels"])))
+    assert parser.get_parsed_content("label_map") == dict(zip(numbers, numbers, strict=True))
+
+
 def test_the_model_fits_its_network_by_names_alone(archive, tmp_path):
     files = read(archive[2])
     (tmp_path / "model.pt").write_bytes(files["models/model.pt"])
@@ -122,14 +129,14 @@ def test_a_card_of_ones_own_shapes_configs_and_network(tmp_path):
     packed = torch.load(io.BytesIO(read(path)["models/model.pt"]), weights_only=True)
     assert all(torch.equal(packed[name], tensor) for name, tensor in network.state_dict().items())
     train = yaml.safe_load(read(path)["configs/train.yaml"])
-    assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 7: 1}
+    assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 1: 1}  # 7 is for the files of that card only
 
 
 def test_a_card_that_makes_a_faulty_bundle_is_refused(tmp_path):
     model = BUNDLES / "unetr_btcv" / "models" / "msd04_hippocampus.yaml"
     card = yaml.safe_load((CARDS / "msd04_hippocampus.yaml").read_text()) | yaml.safe_load(model.read_text())
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(card | {"label_map": {0: 0, 1: 1, 2: 5}}))
-    with pytest.raises(BundleError, match="label_map"):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(card | {"labels": ["background", "tail", "tail"]}))
+    with pytest.raises(BundleError, match="tail"):
         export("unetr_btcv", str(tmp_path / "own.yaml"), model.with_suffix(".safetensors"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -31,7 +31,7 @@ def check_device(device: str | torch.device) -> None:
         raise ConfigValueError("--device", f"{str(device)!r}", "a device of this machine", f"give {usable}") from error
 
 
-def check_memory(num_bytes: float, device: torch.device, remedy: str) -> None:
+def check_memory(num_bytes: float, device: str | torch.device, remedy: str) -> None:
     """Raise `ConfigValueError` if a step of training needs more memory than there is, before anything is prepared.
 
     A GPU would say so itself, after the scans are prepared; without one the system would kill the process in silence.

@@ -83,7 +83,9 @@ python -m monai.bundle onnx_export network_def --filepath models/model.onnx --ck
 
 `--device cpu`, `--mirroring True` (mean over mirror images, slower) and every other key of a config can be given on the
 command line. `train.yaml` starts from `models/model.pt` (`--pretrained None`: from random weights) and, when it ends,
-puts its result there; the model before stays as `models/model_previous.pt` (`--replace_model False`: all stays).
+puts its result there; the model before stays as `models/model_previous.pt` (`--replace_model False`: all stays). Label
+files have the numbers of the segmentations, `channel_def` in `configs/metadata.json`; for files with other numbers give
+a config with `label_map: {{value: number, ...}}` as the last one, for Dice too.
 
 In Python, from any folder:
 

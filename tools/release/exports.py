@@ -135,7 +135,8 @@ def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
         if path.parent != configs or path.stem not in ALONE:
             files[file] = path.read_bytes()
             continue
-        overlays, changes, omit = [card], {}, ["card", "checkpoint"]
+        # label_map: label files of an exported bundle have the numbers of its segmentations, as MONAI Label saves them
+        overlays, changes, omit = [card], {}, ["card", "checkpoint", "label_map"]
         if path.stem == "inference":
             overlays += [overlay] if overlay.is_file() and card.parent == CARDS else []
         elif card.parent == CARDS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Committed models are as good as their cards say, over the whole validation lists: minutes, hence not in the suite."""
+"""Committed models are as good as their cards say, on embedded scans and over whole validation lists: minutes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from demonstrations import check_demo
 from monai.bundle import ConfigWorkflow
 
 from tools.bundles import BUNDLES, REPOSITORY
@@ -19,8 +20,16 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 DATA_SETS = {"msd04_hippocampus": SHARED_DATA / "msd-hippocampus", "openkbp_hn": SHARED_DATA / "openkbp-hn-ct"}
 
 
+each_model = pytest.mark.parametrize("overlay", MODELS, ids=[f"{path.parents[1].name}-{path.stem}" for path in MODELS])
+
+
+@each_model
+def test_demo_segments_the_embedded_scans_well(overlay: Path, tmp_path: Path):
+    check_demo(overlay.parents[1].name, overlay.stem, tmp_path)
+
+
 @pytest.mark.shared_data
-@pytest.mark.parametrize("overlay", MODELS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+@each_model
 def test_dice_on_the_validation_cases_is_that_of_the_card(overlay: Path, tmp_path: Path):
     data = DATA_SETS[overlay.stem]
     if not data.is_dir():
