@@ -11,11 +11,19 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigComponent
 from torch.utils.data import DataLoader, Dataset
 
 from tools import errors
-from tools.errors import CheckpointError, ConfigValueError, ToolsError, UnreadableScanError, find_cause
+from tools.errors import (
+    CheckpointError,
+    ConfigValueError,
+    MemoryLimitError,
+    ToolsError,
+    UnreadableScanError,
+    find_cause,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SENTENCE = "a.nii.gz: found a folder, wanted a file; give a file."
@@ -109,6 +117,31 @@ def test_an_argument_that_a_component_lacks_is_told_plainly():
     assert "#feature_size" in str(cause)
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 8.00 GiB"
+            ),
+            "no room for a further 20.50 GiB beside what the 8.00 GiB hold already",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 800 bytes. Error code 12"),
+            "no room for a further 800 bytes",
+        ),
+        (MemoryError(), "no room left"),
+    ],
+)
+def test_an_allocation_that_failed_is_told_plainly(error, found):
+    wrapper = RuntimeError("failed")
+    wrapper.__cause__ = error
+    cause = find_cause(wrapper)
+    assert isinstance(cause, MemoryLimitError)
+    assert cause.found == found
+    assert "--batch_size" in cause.remedy
+
+
 def test_a_type_error_inside_a_component_stays_a_defect():
     component = ConfigComponent({"_target_": "torch.nn.Linear", "in_features": "two", "out_features": 2})
     with pytest.raises(RuntimeError) as caught:
@@ -153,6 +186,12 @@ def test_a_wrapped_error_ends_the_program_with_one_sentence():
 def test_output_comes_before_the_sentence():
     result = fail_in_process("print('working'); raise error")
     assert (result.returncode, result.stdout) == (1, f"working\n\nError: {SENTENCE}\n")
+
+
+def test_the_sentence_is_the_last_line_below_an_open_progress_bar():
+    result = fail_in_process("from tqdm.auto import tqdm; bar = tqdm(total=3); bar.update(); raise error")
+    assert "1/3" in result.stdout
+    assert result.stdout.endswith(f"\nError: {SENTENCE}\n")
 
 
 def test_the_sentence_goes_to_the_error_stream():

@@ -83,6 +83,10 @@ class BundleError(ToolsError):
     """A bundle or its zip file lacks what a program needs of it, or holds what it must not."""
 
 
+class MemoryLimitError(ToolsError):
+    """A run needs more memory than there is."""
+
+
 class MissingPackageError(ToolsError):
     """A Python package that a command needs is not installed."""
 
@@ -90,15 +94,26 @@ class MissingPackageError(ToolsError):
 def find_cause(error: BaseException) -> ToolsError | None:
     """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it.
 
-    An argument in a config that its component does not have is told as a `ConfigValueError`, too. Of an error in a data
-    loader's worker torch hands over the text of the traceback alone, as a `RuntimeError`; the error is read from it.
+    An argument in a config that its component does not have is told as a `ConfigValueError`, too, an allocation that
+    failed as a `MemoryLimitError`. Of an error in a data loader's worker torch hands over the text of the traceback
+    alone, as a `RuntimeError`; the error is read from it.
     """
     for link in _iterate_chain(error):
         if isinstance(link, ToolsError):
             return link
-        if explained := _explain_argument(link) or _read_worker(link):
+        if explained := _explain_argument(link) or _read_worker(link) or _explain_memory(link):
             return explained
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether `error` is an allocation that failed: of a GPU, of PyTorch's tensors on a CPU, or of Python."""
+    # the class of torch by its name: importing it takes seconds, which many commands can do without
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def report_plainly() -> None:
@@ -123,6 +138,9 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
         _previous_hook(kind, error, trace)
         return
     sys.stdout.flush()
+    if "tqdm" in sys.modules:  # a bar that is still open would be drawn again below the sentence
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
     sys.stderr.write(f"\nError: {cause}\n")  # the empty line sets it off from a progress bar
 
 
@@ -153,6 +171,18 @@ def _explain_argument(error: BaseException) -> ConfigValueError | None:
         return None
     remedy = f"remove or correct the key that ends in #{call[1]}, in the config files or on the command line"
     return ConfigValueError(component[1], f"the argument {call[1]}", "arguments that it has", remedy)
+
+
+def _explain_memory(error: BaseException) -> MemoryLimitError | None:
+    """Return how much was asked for in vain, if that is what happened."""
+    if not is_out_of_memory(error):
+        return None
+    size = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    found = f"no room for a further {size[1]}" if size else "no room left"
+    if total := re.search(r"total capacity of ([\d.]+ \w+)", str(error)):
+        found += f" beside what the {total[1]} hold already"
+    remedy = "lower --batch_size, --num_samples, --sw_batch_size or --roi_size, or take a smaller network"
+    return MemoryLimitError("memory", found, "what a step of the run needs", remedy)
 
 
 def _iterate_chain(error: BaseException | None) -> Iterator[BaseException]:

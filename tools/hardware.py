@@ -13,6 +13,7 @@ import torch
 if sys.platform != "win32":
     import resource
 
+_MEMORY_INFO = Path("/proc/meminfo")  # of Linux, in KiB
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of Linux, in bytes or "max"
 
 
@@ -28,18 +29,34 @@ def describe_hardware() -> str:
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
 
 
-def find_memory_gb(device: str | torch.device) -> float | None:
-    """Return the memory that a process on `device` can have at the most, in GB of 1e9 bytes; None where it is not told.
+def find_free_memory_gb(device: str | torch.device) -> float | None:
+    """Return the memory that a process on `device` can still get, in GB of 1e9 bytes; None where it is not told.
 
-    On a GPU that is all of its memory, else that of the machine or, if it is less, of the container.
+    On Linux that is what the machine has free, swap included, or the limit of the container, if it is less; on macOS
+    all that the machine has.
     """
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / 1e9
+        return torch.cuda.mem_get_info(device)[0] / 1e9
     if sys.platform == "win32":
         return None
-    total_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if not _MEMORY_INFO.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in _MEMORY_INFO.read_text().splitlines()}
+    free_gb = (kib["MemAvailable"] + kib["SwapFree"]) * 1024 / 1e9
     limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
-    return total_gb if limit == "max" else min(total_gb, int(limit) / 1e9)
+    return free_gb if limit == "max" else min(free_gb, int(limit) / 1e9)
+
+
+def limit_memory(more_gb: float) -> None:
+    """Let allocations fail in this process, on Linux, once it has got `more_gb` of 1e9 bytes more than it has now.
+
+    Linux grants more than there is and kills the process when it uses it, without a word.
+    """
+    if sys.platform == "linux":
+        has = _read_status_kib("VmData") * 1024
+        _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = has + int(more_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hardest < 0 else min(wanted, hardest), hardest))
 
 
 def measure_peak_memory_gb(device: torch.device) -> float | None:
@@ -51,11 +68,14 @@ def measure_peak_memory_gb(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
         return None
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, whose getrusage(2) counts the memory of the program that started this one, too
-        peak_kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak_kib) * 1024 / 1e9
+    if sys.platform == "linux":  # whose getrusage(2) counts the memory of the program that started this one, too
+        return _read_status_kib("VmHWM") * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
+
+
+def _read_status_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def is_main_process() -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 
 import monai.bundle
 import pytest
-import torch
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from tools.checks import check_command_line, check_device, check_memory, check_shares
-from tools.errors import ConfigValueError, UnknownOverrideError
-from tools.hardware import find_memory_gb
+from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError
 
 PROGRAM = f"{monai.bundle.__path__[0]}/__main__.py"
 BASE = """
@@ -196,13 +195,27 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(assert_readab
     assert_readable(caught.value, "--device", device, "cpu")
 
 
-def test_a_step_that_needs_more_memory_than_there_is_is_refused(assert_readable):
-    device = torch.device("cpu")
-    check_memory(find_memory_gb(device) * 1e9, device, "lower it")
-    with pytest.raises(ConfigValueError) as caught:
-        check_memory(3e15, device, "lower it")
-    assert_readable(caught.value, "memory", "GB (cpu)", "lower it")
+def test_a_step_that_needs_more_memory_than_is_free_is_refused(assert_readable):
+    with pytest.raises(MemoryLimitError) as caught:
+        check_memory(3e15, "cpu", "lower it")
+    assert_readable(caught.value, "memory", "GB free (cpu)", "lower it")
     assert caught.value.wanted == "at least 3,000,000.0 GB for a step of training"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+def test_a_step_that_needs_more_than_was_thought_ends_in_one_sentence():
+    code = """
+import torch
+from tools.checks import check_memory
+from tools.errors import report_plainly
+report_plainly()
+check_memory(1e6, "cpu", "lower it")
+torch.empty(1 << 50)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("Error: memory: found no room for a further 4503599627370496 bytes, wanted")
+    assert "Traceback" not in done.stderr
 
 
 def test_every_process_needs_a_case_of_each_section(assert_readable):

@@ -18,8 +18,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, create
 from monai.bundle.scripts import run, run_workflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from tools.errors import ConfigValueError, UnknownOverrideError
-from tools.hardware import find_memory_gb
+from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError
+from tools.hardware import find_free_memory_gb, limit_memory
+
+SHARE_OF_MEMORY = 0.95  # of what is free: the rest is for data loaders' workers and the system
 
 
 def check_device(device: str | torch.device) -> None:
@@ -32,19 +34,24 @@ def check_device(device: str | torch.device) -> None:
 
 
 def check_memory(num_bytes: float, device: str | torch.device, remedy: str) -> None:
-    """Raise `ConfigValueError` if a step of training needs more memory than there is, before anything is prepared.
+    """Raise `MemoryLimitError` if a step of training needs more memory than is free, before anything is prepared.
 
-    A GPU would say so itself, after the scans are prepared; without one the system would kill the process in silence.
+    On a CPU with Linux a step that needs more after all fails from then on as it does on a GPU, by an exception, and
+    the process is not killed.
 
     Args:
         num_bytes: what is needed at the least.
         device: where it is needed.
         remedy: what to change.
     """
-    memory_gb = find_memory_gb(device)
-    if memory_gb is not None and num_bytes > memory_gb * 1e9:
+    free_gb = find_free_memory_gb(device)
+    if free_gb is None:
+        return
+    if num_bytes > free_gb * 1e9:
         wanted = f"at least {num_bytes / 1e9:,.1f} GB for a step of training"
-        raise ConfigValueError("memory", f"{memory_gb:,.1f} GB ({device})", wanted, remedy)
+        raise MemoryLimitError("memory", f"{free_gb:,.1f} GB free ({device})", wanted, remedy)
+    if torch.device(device).type == "cpu":
+        limit_memory(SHARE_OF_MEMORY * free_gb)
 
 
 def check_shares(num_training: int, num_validation: int, num_processes: int) -> None:

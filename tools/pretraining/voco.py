@@ -37,7 +37,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tools.errors import ConfigValueError
+from tools.errors import ConfigValueError, is_out_of_memory
 from tools.networks.swin_unetr import check_sizes
 from tools.pretraining.vit_autoencoder import gather_batch
 from tools.pretraining.volume_crops import VolumeCrops
@@ -285,7 +285,7 @@ class VoCo(nn.Module):
                 return torch.cat([backbone(part) for part in parts])
             return torch.cat([checkpoint(backbone, part, use_reentrant=False) for part in parts])
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # GPU, CPU
+            if not is_out_of_memory(error):
                 raise
             found = (
                 f"{len(crops)} crops of {'×'.join(map(str, crops.shape[2:]))}, {self.crops_at_once or 'all'} at once"
