@@ -90,7 +90,7 @@ def test_the_card_states_what_was_measured_and_how_it_came_about(workshop):
 
 
 @pytest.mark.parametrize("has_record", [False, True])
-def test_the_card_names_the_pretraining_and_its_cost_where_it_is_known(workshop, tmp_path, has_record):
+def test_the_card_names_the_pretraining_its_cost_and_its_licence_where_it_is_known(workshop, tmp_path, has_record):
     report = {"source": str(tmp_path / "last.pt"), "sha256": "abc", "title": "a transformer", "licence": "MIT"}
     report["counts"] = {"matched": 126, "reshaped": 0}
     (workshop.run / "weights.json").write_text(json.dumps(report))
@@ -98,7 +98,8 @@ def test_the_card_names_the_pretraining_and_its_cost_where_it_is_known(workshop,
         workshop.write_record(tmp_path, training_cases=108, steps=1080, seconds=3480.0)
     text = workshop.publish()
     made = " (108 scans, 1080 steps, seed 3, 58 minutes, a machine)" if has_record else ""
-    assert f"| last.pt, SHA-256 `abc`: a transformer{made}, 126 tensors; licence: MIT |" in text
+    licence = "that of the pre-training it comes from" if has_record else "MIT"
+    assert f"| last.pt, SHA-256 `abc`: a transformer{made}, 126 tensors; licence: {licence} |" in text
 
 
 def test_a_chosen_epoch_is_told(workshop):

@@ -190,12 +190,13 @@ def _describe_start(start: Mapping[str, Any] | None) -> str:
         return "random weights"
     source = Path(start["source"])
     record = source.with_name("training.json")
-    made = ""
+    made, licence = "", start["licence"]  # of the public files in this layout
     if record.is_file():
+        licence = "that of the pre-training it comes from"
         run = json.loads(record.read_text(encoding="utf-8"))
         minutes = f"{run['seconds'] / 60:.0f} minutes, {run['hardware']}"
         made = f" ({run['training_cases']} scans, {run['steps']} steps, seed {run['seed']}, {minutes})"
     return (
         f"{source.name}, SHA-256 `{start['sha256']}`: {start['title']}{made}, "
-        f"{start['counts']['matched'] + start['counts']['reshaped']} tensors; licence: {start['licence']}"
+        f"{start['counts']['matched'] + start['counts']['reshaped']} tensors; licence: {licence}"
     )
