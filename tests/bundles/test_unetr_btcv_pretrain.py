@@ -264,6 +264,20 @@ def test_the_validation_error_is_that_of_the_saved_network(scans, small, tmp_pat
     assert evaluator.state.metrics["val_reconstruction"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_keeping_volumes_on_disk_changes_nothing(scans, small, tmp_path):
+    options = {"dataset_dir": str(scans), "epochs": 2}
+    run([PRETRAIN, small], output_dir=str(tmp_path / "plain"), **options)
+    cache = tmp_path / "cache"
+    for name in ("disk", "same disk"):
+        files = [PRETRAIN, small, CONFIGS / "disk_cache.yaml"]
+        run(files, output_dir=str(tmp_path / name), cache_dir=str(cache), **options)
+        assert len(list(cache.glob("*.pt"))) == 6
+        for found, wanted in zip(
+            read_record(tmp_path / name)["epochs"], read_record(tmp_path / "plain")["epochs"], strict=True
+        ):
+            assert found["loss"] == pytest.approx(wanted["loss"], abs=1e-6)
+
+
 def test_pretraining_can_start_from_another_pretraining(scans, small, tmp_path, caplog):
     for name, overrides in (("first", {}), ("second", {"pretrained": str(tmp_path / "first" / "best.pt")})):
         with caplog.at_level(logging.INFO):
