@@ -12,7 +12,7 @@ import fire
 import pytest
 
 from tools import bundles
-from tools.bundles import make_command, run_bundle
+from tools.bundles import choose_model, make_command, run_bundle
 from tools.errors import ConfigValueError
 
 
@@ -85,3 +85,31 @@ def test_output_goes_to_the_file_with_the_command_in_front(tmp_path, monkeypatch
     first, *others = (tmp_path / "log.txt").read_text().splitlines()
     assert first.startswith("$ python -c")
     assert sorted(others) == ["said", "warned"]
+
+
+@pytest.mark.parametrize(
+    ("models", "chosen"), [(["word"], "word"), (["acdc", "msd04_hippocampus", "word"], "msd04_hippocampus")]
+)
+def test_the_only_model_of_a_bundle_is_the_default_and_of_several_that_of_the_demo(
+    models, chosen, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bundles, "BUNDLES", make_models(tmp_path, models))
+    assert choose_model("mine", "--card") == chosen
+
+
+@pytest.mark.parametrize(
+    ("models", "found"),
+    [([], "no committed model in mine"), (["acdc", "word"], "2 committed models \\(acdc, word\\) in")],
+)
+def test_without_a_default_the_model_must_be_named(models, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "BUNDLES", make_models(tmp_path, models))
+    with pytest.raises(ConfigValueError, match=rf"--card: found none, and {found}.* give --card\."):
+        choose_model("mine", "--card")
+
+
+def make_models(folder: Path, names: list[str]) -> Path:
+    for name in ("configs/metadata.json", *(f"models/{model}.yaml" for model in names)):
+        file = folder / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return folder

@@ -15,12 +15,13 @@ from tools.errors import ConfigValueError, report_plainly
 from tools.weights import catalogue, conversion, fetching
 
 
-def demo(bundle: str = "unetr_btcv", card: str = "msd04_hippocampus", output_dir: str = "runs/demo") -> None:
+def demo(bundle: str = "unetr_btcv", card: str | None = None, output_dir: str = "runs/demo") -> None:
     """Segment the embedded scans with a committed model and compare with their labels.
 
     Args:
         bundle: name of the bundle, a folder in bundles/.
-        card: name of the data set, a file in tools/datasets/.
+        card: name of the data set, a file in tools/datasets/; default: that of the bundle's committed model,
+            msd04_hippocampus of several.
         output_dir: folder of the results.
     """
     print(f"\n{demonstration.demonstrate(bundle, card, output_dir)}")

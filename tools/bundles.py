@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLES = REPOSITORY / "bundles"
 CARDS = Path(__file__).resolve().parent / "datasets"
+DEMO_CARD = "msd04_hippocampus"  # the first choice among several committed models: its scans are the smallest
 
 
 def locate_bundle(name: str) -> Path:
@@ -47,6 +48,25 @@ def locate_card(name: str) -> Path:
     if name not in known:
         raise ConfigValueError("--card", repr(name), f"one of {', '.join(known)}", "correct the name")
     return CARDS / f"{name}.yaml"
+
+
+def choose_model(bundle: str, option: str) -> str:
+    """Return the name of the card of the bundle's committed model, of several the demo's.
+
+    Args:
+        bundle: name of the bundle.
+        option: which names another model on the command line, for the message.
+
+    Raises:
+        ConfigValueError: if there is none, or several of which none is the demo's.
+    """
+    models = sorted(path.stem for path in (locate_bundle(bundle) / "models").glob("*.yaml"))
+    if DEMO_CARD in models:
+        return DEMO_CARD
+    if len(models) != 1:
+        found = f"{len(models)} committed models ({', '.join(models)})" if models else "no committed model"
+        raise ConfigValueError(option, f"none, and {found} in {bundle}", "the name of a card", f"give {option}")
+    return models[0]
 
 
 def locate_model(bundle: str, card: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.bundles import CARDS, locate_bundle, locate_model, run_bundle
+from tools.bundles import CARDS, choose_model, locate_bundle, locate_model, run_bundle
 from tools.datasets import name_case, read_datalist
 from tools.errors import FailedScansError, MissingFileError
 from tools.evaluation import measure_dice
@@ -21,18 +21,21 @@ logger = logging.getLogger(__name__)
 EMBEDDED = CARDS / "demo"
 
 
-def demonstrate(bundle: str, card: str, output_dir: str | Path) -> str:
+def demonstrate(bundle: str, card: str | None, output_dir: str | Path) -> str:
     """Segment the embedded scans of a data set and return the tables of Dice and volumes as text.
 
     Args:
         bundle: name of the bundle.
-        card: name of the data set; the bundle needs a committed model for it.
+        card: name of the data set; the bundle needs a committed model for it. None: that of its only model, of several
+            msd04_hippocampus.
         output_dir: folder of the results.
 
     Raises:
+        ConfigValueError: if there is no such bundle, or it has no model to choose.
         MissingFileError: if there is no model or no embedded data for that data set.
         FailedScansError: if the run ends with an error; its own message is on the screen then.
     """
+    card = card or choose_model(bundle, "--card")
     root, model, output_dir = locate_bundle(bundle), locate_model(bundle, card), Path(output_dir)
     data = EMBEDDED / card
     if not data.is_dir():

@@ -16,7 +16,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from tools.bundles import BUNDLES, CARDS, REPOSITORY, locate_bundle, locate_card
+from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
 from tools.release.archive import write_archive
@@ -28,7 +28,6 @@ from tools.weights import load, read_state_dict
 logger = logging.getLogger(__name__)
 
 DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
-DEMO_CARD = "msd04_hippocampus"  # the first choice among several committed models, as in the demo
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")
 # configs that stand alone, and with which recipe the weights of a card were made
 ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
@@ -57,7 +56,7 @@ def export(
         BundleError: if what would be in the zip has a fault that `lint` finds, in a card of your own for instance.
     """
     root = locate_bundle(bundle)
-    dataset = dataset or (_choose_model(root) if weights is None else DEFAULT_CARD)
+    dataset = dataset or (choose_model(bundle, "--dataset") if weights is None else DEFAULT_CARD)
     card_path = Path(dataset).expanduser() if dataset.endswith(".yaml") else locate_card(dataset)
     card = _read_card(card_path)
     overlay = root / "models" / f"{card_path.stem}.yaml"
@@ -91,16 +90,6 @@ def export(
     write_archive(path, {f"{name}/{file}": content for file, content in files.items()})
     logger.info("%s: %.1f MB, %d files", path, path.stat().st_size / 1e6, len(files))
     return path
-
-
-def _choose_model(root: Path) -> str:
-    models = sorted(path.stem for path in (root / "models").glob("*.yaml"))
-    if DEMO_CARD in models:
-        return DEMO_CARD
-    if len(models) != 1:
-        found = f"{len(models)} committed models ({', '.join(models)})" if models else "no committed model"
-        raise ConfigValueError("--dataset", f"none, and {found} in {root.name}", "the name of a card", "give --dataset")
-    return models[0]
 
 
 def _read_card(path: Path) -> dict[str, str]:
