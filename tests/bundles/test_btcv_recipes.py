@@ -31,7 +31,9 @@ def btcv(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "epochs", "parameters"), [("swin_unetr_ssl", 5000, 62_187_296)])
+@pytest.mark.parametrize(
+    ("name", "epochs", "parameters"), [("swin_unetr_ssl", 5000, 62_187_296), ("voco_finetune", 1000, 72_762_656)]
+)
 def test_the_recipe_finds_its_split_and_all_that_monai_requires(name, epochs, parameters, make_bundle, btcv, tmp_path):
     """Not made small: nothing of train.yaml is overridden but the paths."""
     bundle = make_bundle(name, {"dataset_dir": str(btcv), "output_dir": str(tmp_path / "run")})
@@ -50,7 +52,7 @@ def test_the_recipe_finds_its_split_and_all_that_monai_requires(name, epochs, pa
     assert batch["image"].shape == batch["label"].shape == (4, 1, 96, 96, 96)
 
 
-@pytest.mark.parametrize("name", ["swin_unetr_ssl"])
+@pytest.mark.parametrize("name", ["swin_unetr_ssl", "voco_finetune"])
 def test_an_epoch_is_trained_and_every_organ_has_its_dice(name, make_bundle, btcv, tmp_path):
     small = {"feature_size": 12, "window_size": [2, 2, 2], "roi_size": [32, 32, 64], "overlap": 0.0}
     bundle = make_bundle(name, small | {"num_samples": 1, "batch_size": 2, "num_workers": 0, "training_share": 0.16})

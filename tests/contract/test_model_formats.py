@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # from comparing sizes
     pytest.mark.filterwarnings("ignore::UserWarning:monai.bundle"),  # that configs can run code
 ]
-UNETR, INFLATED, SWIN = "unetr_btcv", "inflated_vit_seg", "swin_unetr_ssl"
+UNETR, INFLATED, SWIN, VOCO = "unetr_btcv", "inflated_vit_seg", "swin_unetr_ssl", "voco_finetune"
 SMALL: dict[str, dict[str, Any]] = {
     UNETR: {
         "roi_size": [32, 16, 16],
@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "network_def#num_heads": 3,
     },
     SWIN: {"roi_size": [32, 64, 32], "feature_size": 12, "window_size": [4, 4, 4]},
+    VOCO: {"roi_size": [64, 32, 32], "feature_size": 12, "window_size": [7, 7, 7]},
     INFLATED: {"image_size": [40, 30], "num_slices": 3, "network_def#decoder_channels": 8},
 }
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -59,7 +60,7 @@ def describe_segmenter(encoder: str, decoder: str) -> dict[str, Any]:
 VARIANTS = [
     *(pytest.param(UNETR, describe_unetr(switches), id=f"unetr: {switches}") for switches in SWITCHES),
     pytest.param(SWIN, SMALL[SWIN], id="swin unetr"),
-    pytest.param(SWIN, SMALL[SWIN] | {"use_v2": True, "window_size": [7, 7, 7]}, id="swin unetr: v2, padded windows"),
+    pytest.param(VOCO, SMALL[VOCO], id="swin unetr v2, padded windows"),
     *(
         pytest.param(INFLATED, describe_segmenter(encoder, decoder), id=f"{encoder.partition('_')[0]}, {decoder}")
         for encoder, decoder in [
