@@ -84,7 +84,7 @@ def test_the_card_states_what_was_measured_and_how_it_came_about(workshop):
     sha256 = compute_sha256(workshop.root / "models" / f"{CARD}.safetensors")
     for fact in (
         *("60 cases, 35 steps", "random weights", "epoch 7 of 7", "10 minutes", "a machine", sha256, "0.6250"),
-        *("`configs/recipes/openkbp_hn.yaml`", "the validation cases chose nothing"),
+        *("`configs/recipes/openkbp_hn.yaml`", "which the validation cases did not choose"),
     ):
         assert fact in text
 

@@ -139,7 +139,7 @@ def _describe(
     rows = [*evaluation["per_class"].items(), ("mean", evaluation["mean"])]
     table = format_table(["class", "Dice"], rows)
     selection = (
-        "The weights are those of the last epoch: the validation cases chose nothing."
+        "The weights are those of the last epoch, which the validation cases did not choose."
         if state["epoch"] == len(training["epochs"])
         else f"The epoch was chosen on the same {num_cases} cases, which flatters the figures a little."
     )
