@@ -181,7 +181,8 @@ def _explain_memory(error: BaseException) -> MemoryLimitError | None:
     found = f"no room for a further {size[1]}" if size else "no room left"
     if total := re.search(r"total capacity of ([\d.]+ \w+)", str(error)):
         found += f" beside what the {total[1]} hold already"
-    remedy = "lower --batch_size, --num_samples, --sw_batch_size or --roi_size, or take a smaller network"
+    options = "--batch_size, --num_samples, --num_crops, --sw_batch_size, --roi_size, --crop_size"
+    remedy = f"lower what of {options} the config has, or take a smaller network"
     return MemoryLimitError("memory", found, "what a step of the run needs", remedy)
 
 
