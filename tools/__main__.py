@@ -95,20 +95,27 @@ def count(
     print(f"\n{flops.tabulate_segmenter(encoder, decoder, image_size, num_slices)}")
 
 
-def inspect_weights(file: str, to: str | None = None) -> None:
+def inspect_weights(file: str, to: str | None = None, patch_merging: str = "auto") -> None:
     """Tell what a checkpoint holds, and with --to whether it fits a bundle.
 
     Args:
         file: a checkpoint in any layout.
         to: name of a bundle; the match with its network is told too, nothing is written.
+        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
     """
     print(f"\n{conversion.inspect(file)}")
     if to is not None:
-        print(f"\n{conversion.compare(file, conversion.build_network(to))}")
+        print(f"\n{conversion.compare(file, conversion.build_network(to), patch_merging)}")
 
 
 def convert_weights(
-    file: str, to: str, out: str, config_file: str | Sequence[str] = (), layout: str = "auto", **inflation: str
+    file: str,
+    to: str,
+    out: str,
+    config_file: str | Sequence[str] = (),
+    layout: str = "auto",
+    patch_merging: str = "auto",
+    **inflation: str,
 ) -> None:
     """Write the weights in a checkpoint under the names that the network of a bundle has.
 
@@ -118,11 +125,13 @@ def convert_weights(
         out: file to write, .safetensors, or .pt for a whole network.
         config_file: overlays on the bundle's train.yaml that change its network.
         layout: of the checkpoint, where it is not recognized.
+        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
         inflation: for 2D weights: --method average or center, --normalization imagenet, half or none.
     """
     files = [config_file] if isinstance(config_file, str) else list(config_file)
     network = conversion.build_network(to, files)
-    print(f"\n{conversion.convert(file, network, out, layout=layout, inflation=inflation)}")
+    text = conversion.convert(file, network, out, layout=layout, inflation=inflation, patch_merging=patch_merging)
+    print(f"\n{text}")
 
 
 def list_weights() -> None:

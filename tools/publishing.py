@@ -19,7 +19,10 @@ from tools.datasets import read_datalist
 from tools.errors import CheckpointError, FailedScansError, MissingFileError
 from tools.files import compute_sha256, write_atomically
 from tools.reports import format_table
-from tools.weights import read_checkpoint, read_state_dict
+from tools.weights import read_checkpoint
+from tools.weights.files import read_weights
+from tools.weights.merging_forms import HEADER, find_form, split_marks
+from tools.weights.origins import find_origin
 from tools.weights.report import REPORT_NAME
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 INFERENCE_KEYS = (
     *("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity"),
     *("mirror_axes", "image_size", "encoder", "decoder", "num_slices", "force_2d", "in_channels"),
-    *("feature_size", "window_size", "use_v2"),
+    *("feature_size", "window_size", "use_v2", "patch_merging"),
 )
 
 
@@ -63,8 +66,8 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
             raise MissingFileError(path, "no such file", "a file of the finished training run", "correct the path")
     models = root / "models"
     weights, overlay, description = (models / f"{card}.{suffix}" for suffix in ("safetensors", "yaml", "md"))
-    _write_weights(checkpoint, weights)
-    _write_overlay(card, card_path, recipe, weights, overlay)
+    merging = _write_weights(checkpoint, weights)
+    _write_overlay(card, card_path, recipe, weights, overlay, merging)
     train, evaluate = (root / "configs" / f"{name}.yaml" for name in ("train", "evaluate"))
     with tempfile.TemporaryDirectory() as folder:
         overrides = {"bundle_root": root, "dataset_dir": Path(dataset_dir), "output_dir": Path(folder)}
@@ -87,8 +90,9 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
     return text
 
 
-def _write_weights(checkpoint: Path, path: Path) -> None:
-    state_dict = read_state_dict(checkpoint)
+def _write_weights(checkpoint: Path, path: Path) -> dict[str, str]:
+    """Write the weights in half precision and return what the overlay must say of them."""
+    state_dict, facts = read_weights(checkpoint)
     halves = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
         for name, tensor in state_dict.items()
@@ -98,16 +102,23 @@ def _write_weights(checkpoint: Path, path: Path) -> None:
             raise CheckpointError(
                 checkpoint, f"values of {name} beyond 65504", "the range of half precision", "train with weight decay"
             )
+    weights, marks = split_marks(state_dict)
+    origin = find_origin(checkpoint, state_dict, facts, compute_sha256(checkpoint))
+    form = find_form(weights, marks, origin=origin, source=str(checkpoint))
+    merging = {HEADER: form.form} if form else {}
     with write_atomically(path) as temporary:
-        save_file(halves, temporary, metadata={"format": "pt"})
+        save_file(halves, temporary, metadata={"format": "pt", **merging})
     logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return merging
 
 
-def _write_overlay(card: str, card_path: Path, recipe: Path, weights: Path, path: Path) -> None:
+def _write_overlay(
+    card: str, card_path: Path, recipe: Path, weights: Path, path: Path, merging: Mapping[str, str]
+) -> None:
     values: dict[str, Any] = yaml.safe_load(card_path.read_text(encoding="utf-8"))
     changes: Mapping[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     shaping = {k: v for k, v in changes.items() if k in INFERENCE_KEYS or k.split("#")[0] == "network_def"}
-    values = {key: value for key, value in values.items() if key != "card"} | shaping
+    values = {key: value for key, value in values.items() if key != "card"} | shaping | dict(merging)
     values["checkpoint"] = f"$@bundle_root + '/models/{weights.name}'"
     head = (
         f"# The committed model for {card}: goes after inference.yaml, or after train.yaml and evaluate.yaml.\n"

@@ -37,6 +37,7 @@ from tools.errors import (
 from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, measure_peak_memory_gb
 from tools.inference.writers import SaveSegmentationd
+from tools.networks.patch_merging import read_form
 from tools.reports import format_table, measure_volumes_ml, write_preview, write_volume_table
 
 logger = logging.getLogger(__name__)
@@ -220,12 +221,17 @@ class ScanSegmenter:
             "device": str(self.device),
             "hardware": describe_hardware(),
             "amp": self.amp,
-            "weights": {"file": str(self.checkpoint), "sha256": compute_sha256(self.checkpoint)},
+            "weights": self._describe_weights(),
             "labels": dict(enumerate(self.labels)),
             "settings": self.settings,
             "scans": {},
         }
         return report | {"scans": _read_previous_scans(self.output_dir / "run.json", report)}
+
+    def _describe_weights(self) -> dict[str, str]:
+        merging = read_form(self.network)
+        facts = {"file": str(self.checkpoint), "sha256": compute_sha256(self.checkpoint)}
+        return facts | ({"patch_merging": merging} if merging else {})
 
     def _note(self, report: dict[str, Any], name: str, entry: Mapping[str, Any]) -> None:
         report["scans"][name] = entry
@@ -269,9 +275,9 @@ def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any
     wanted = json.loads(json.dumps(report))  # keys become strings, tuples lists
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
-        same = previous["weights"]["sha256"] == wanted["weights"]["sha256"] and all(
-            previous[key] == wanted[key] for key in ("labels", "settings", "amp")
-        )
+        for weights in (previous["weights"], wanted["weights"]):
+            del weights["file"]  # the same weights in another place are the same
+        same = all(previous[key] == wanted[key] for key in ("weights", "labels", "settings", "amp"))
         return {name: scan for name, scan in previous["scans"].items() if same and scan["state"] == "done"}
     except (ValueError, LookupError, TypeError, AttributeError):
         logger.warning("%s is not a report of an earlier run; every scan is segmented", path)

@@ -8,21 +8,25 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigComponent
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tools.errors import ToolsError
+from tools.errors import CheckpointError, ToolsError
+from tools.files import compute_sha256
 from tools.linting.bundle import Bundle
 from tools.linting.components import find_component
 from tools.linting.configs import MergedConfig
 from tools.linting.findings import Finding, show
 from tools.linting.modules import OWN
 from tools.linting.values import evaluate, is_plain
-from tools.weights.files import read_state_dict
+from tools.networks.patch_merging import AUTO, read_form
+from tools.weights.files import read_weights
+from tools.weights.merging_forms import find_form, split_marks
+from tools.weights.origins import find_origin
 
 MODEL = "models/model.pt"
 ALLOWED = ("monai.networks.nets.", "tools.networks.")
@@ -102,7 +106,7 @@ def _check_network_alone(bundle: Bundle) -> Iterator[Finding]:
 def _check_file(path: Path, config: MergedConfig, bundle: Bundle) -> Iterator[Finding]:
     name = path.relative_to(bundle.root).as_posix()
     try:
-        state_dict = read_state_dict(path)
+        state_dict, facts = read_weights(path)
     except ToolsError as error:
         yield Finding(name, "", error.found, error.wanted, error.remedy)
         return
@@ -120,10 +124,29 @@ def _check_file(path: Path, config: MergedConfig, bundle: Bundle) -> Iterator[Fi
             name, "", f"weights that were not compared ({error})", wanted, "load them once strictly", "warning"
         )
         return
-    yield from _compare(name, state_dict, network, config)
+    weights, marks = split_marks(state_dict)
+    yield from _compare(name, weights, network.shapes, config)
+    try:
+        found = find_form(weights, marks, origin=find_origin(path, state_dict, facts, compute_sha256(path)))
+    except CheckpointError as error:
+        if network.finds_form:
+            yield Finding(name, "", error.found, error.wanted, "set patch_merging in the config", "warning")
+    else:
+        if found and network.form and found.form != network.form and not network.finds_form:
+            wanted = f"{network.form}, which the network of {config.title} computes"
+            remedy = "use tools.networks.ScriptableSwinUNETR with the form of the weights, or give other weights"
+            yield Finding(name, "", f"patch merging {found}", wanted, remedy)
 
 
-def _build_network(config: MergedConfig, bundle: Bundle) -> dict[str, tuple[int, ...]]:
+class _Built(NamedTuple):
+    """What a network is made of: shapes of its tensors, its patch merging, and whether weights may change that."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    form: str | None
+    finds_form: bool
+
+
+def _build_network(config: MergedConfig, bundle: Bundle) -> _Built:
     """Return the tensors' shapes of `network_def`, if building it runs only code of MONAI or of this package."""
     arguments = evaluate(config, "network_def")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("_target_"), str):
@@ -146,7 +169,7 @@ def _build_network(config: MergedConfig, bundle: Bundle) -> dict[str, tuple[int,
     ):
         raise _UncheckedError("it has arguments that the network does not take")
     plain = {k: v for k, v in arguments.items() if k == "_target_" or not str(k).startswith("_")}
-    return _list_shapes(json.dumps(plain, sort_keys=True, default=str))
+    return _describe_network(json.dumps(plain, sort_keys=True, default=str))
 
 
 class _RealRates(TorchFunctionMode):
@@ -160,8 +183,8 @@ class _RealRates(TorchFunctionMode):
 
 
 @functools.lru_cache(maxsize=64)
-def _list_shapes(arguments: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of a network, built on the meta device; arguments are JSON for the cache."""
+def _describe_network(arguments: str) -> _Built:
+    """Return what a network is, built on the meta device; arguments are JSON for the cache."""
     try:
         with torch.device("meta"), _RealRates(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,7 +194,9 @@ def _list_shapes(arguments: str) -> dict[str, tuple[int, ...]]:
         raise _BadNetworkError(str(cause).partition("\n")[0].rstrip(".") or type(cause).__name__) from error
     if not isinstance(network, nn.Module):
         raise _UncheckedError("network_def is no network")
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    weights, _ = split_marks(network.state_dict())
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return _Built(shapes, read_form(network), getattr(network, "patch_merging", "") == AUTO)
 
 
 def _has_component(value: Any) -> bool:

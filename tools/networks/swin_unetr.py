@@ -10,13 +10,14 @@ from typing import Any
 from monai.networks.nets import SwinUNETR
 
 from tools.errors import ConfigValueError
+from tools.networks.patch_merging import AUTO, make_patch_merging
 from tools.networks.tracing import TracedNetwork
 
 STRIDE = 32  # voxels along each edge of a token of the deepest map: patches of 2, halved four times
 
 
 class ScriptableSwinUNETR(SwinUNETR):
-    """Swin UNETR with the parameters, names and results of MONAI's, for `monai.bundle ckpt_export`.
+    """Swin UNETR with the parameters and names of MONAI's, in both of its forms, for `monai.bundle ckpt_export`.
 
     `torch.jit.script` compiles every function that a network calls, and torch.utils.checkpoint, which the Swin
     transformer calls for `use_checkpoint`, has keyword arguments that it does not know. It gets a trace instead.
@@ -28,15 +29,26 @@ class ScriptableSwinUNETR(SwinUNETR):
             multiples of 32.
         in_channels: channels of an image.
         out_channels: classes, with the background.
+        patch_merging: `original`, `corrected` or `v2`, see `tools.networks.patch_merging`; `auto`: as `corrected` at
+            first, then that of the weights that `tools.weights` loads.
         options: as of `SwinUNETR`.
 
     Raises:
         ConfigValueError: if a size does not fit the network.
     """
 
-    def __init__(self, img_size: Sequence[int], in_channels: int, out_channels: int, **options: Any) -> None:
+    def __init__(
+        self,
+        img_size: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        patch_merging: str = AUTO,
+        **options: Any,
+    ) -> None:
         check_sizes(img_size, options.get("feature_size", 24))
+        options = {"downsample": make_patch_merging(patch_merging), **options}
         super().__init__(in_channels=in_channels, out_channels=out_channels, **options)
+        self.patch_merging = patch_merging
         self.image_shape = (in_channels, *img_size)
 
     def __prepare_scriptable__(self) -> TracedNetwork:

@@ -27,6 +27,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import Tensor, nn
 
 from tools.errors import ConfigValueError
+from tools.networks.patch_merging import AUTO, make_patch_merging
 from tools.networks.swin_unetr import STRIDE, check_sizes
 from tools.pretraining.vit_autoencoder import MIN_TEMPERATURE, gather_batch
 
@@ -39,8 +40,9 @@ class SwinSSL(nn.Module):
     """Swin UNETR's transformer with the heads of its pre-training: crops `(N, C, X, Y, Z)` to what the tasks ask for.
 
     The state dict has the names of the published script: `swinViT.*`, as in a SwinUNETR of the same arguments (126
-    tensors, 134 with `use_v2`), and `rotation_head.*`, `contrastive_head.*`, `conv.*` of the tasks that are on. With
-    `feature_size` 48 and one channel these are 8,062,002 parameters and 3,076, 393,728, 10,638,385 ("vae").
+    tensors, 134 with `use_v2`, beside four that tell what the patch mergings read), and `rotation_head.*`,
+    `contrastive_head.*`, `conv.*` of the tasks that are on. With `feature_size` 48 and one channel these are 8,062,002
+    parameters and 3,076, 393,728, 10,638,385 ("vae").
 
     Args:
         in_channels: channels `C` of the image, and of the reconstruction.
@@ -55,6 +57,7 @@ class SwinSSL(nn.Module):
         decoder: "vae": five times a convolution and trilinear upsampling; "deconv": five transposed convolutions by
             2³; "large_kernel_deconv": one by 32³.
         embedding_dim: length of an embedding.
+        patch_merging: of the transformer, see `tools.networks.ScriptableSwinUNETR`.
 
     Raises:
         ConfigValueError: if the sizes do not fit together, or a name is unknown.
@@ -72,6 +75,7 @@ class SwinSSL(nn.Module):
         heads: str = "tokens",
         decoder: str = "vae",
         embedding_dim: int = 512,
+        patch_merging: str = AUTO,
     ) -> None:
         super().__init__()
         voxels, tasks = ensure_tuple_rep(img_size, 3), ensure_tuple(tasks)
@@ -84,6 +88,7 @@ class SwinSSL(nn.Module):
         if decoder not in DECODERS:
             raise ConfigValueError("decoder", repr(decoder), f"one of {', '.join(DECODERS)}", "correct --decoder")
         self.heads = heads
+        self.patch_merging = patch_merging
         self.swinViT = SwinTransformer(
             in_chans=in_channels,
             embed_dim=feature_size,
@@ -93,6 +98,7 @@ class SwinSSL(nn.Module):
             num_heads=(3, 6, 12, 24),
             use_checkpoint=use_checkpoint,
             use_v2=use_v2,
+            downsample=make_patch_merging(patch_merging),
         )
         width = 16 * feature_size
         self.rotation_head = nn.Linear(width, NUM_TURNS) if "rotation" in tasks else None

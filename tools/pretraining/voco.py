@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tools.errors import ConfigValueError, is_out_of_memory
+from tools.networks.patch_merging import AUTO, make_patch_merging
 from tools.networks.swin_unetr import check_sizes
 from tools.pretraining.vit_autoencoder import gather_batch
 from tools.pretraining.volume_crops import VolumeCrops
@@ -92,6 +93,7 @@ class SwinUNETREncoder(SwinUNETR):
         window_size: tokens along X, Y, Z that attend to each other, or one number; fine-tuning must have the same.
         use_v2: whether a convolution block precedes each stage, as published.
         use_checkpoint: whether to compute activations again in the backward pass, which saves memory.
+        patch_merging: of the transformer, see `tools.networks.ScriptableSwinUNETR`.
 
     Raises:
         ConfigValueError: if the sizes do not fit together.
@@ -105,6 +107,7 @@ class SwinUNETREncoder(SwinUNETR):
         window_size: Sequence[int] | int = 7,
         use_v2: bool = True,
         use_checkpoint: bool = False,
+        patch_merging: str = AUTO,
     ) -> None:
         voxels = ensure_tuple_rep(img_size, 3)
         check_sizes(voxels, feature_size, "crop_size")
@@ -115,7 +118,9 @@ class SwinUNETREncoder(SwinUNETR):
             window_size=ensure_tuple_rep(window_size, 3),
             use_v2=use_v2,
             use_checkpoint=use_checkpoint,
+            downsample=make_patch_merging(patch_merging),
         )
+        self.patch_merging = patch_merging
         for name in DECODER:
             delattr(self, name)
         self.in_channels = in_channels

@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
+from tools.networks.patch_merging import read_form
 from tools.release.archive import write_archive
 from tools.release.configs import merge_files, render_json
 from tools.release.documents import describe_metadata, describe_use
@@ -70,6 +71,9 @@ def export(
     name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{card_path.stem}"
     files = _merge_configs(root, card_path, overlay)
     config = _resolve(files["configs/inference.yaml"].decode())
+    model = _pack_weights(config["network_def"], weights)
+    if form := read_form(config["network_def"]):  # known once the weights are loaded
+        files = _merge_configs(root, card_path, overlay, {"patch_merging": form})
     page = overlay.with_suffix(".md")
     model_card = page.read_text(encoding="utf-8") if weights == overlay.with_suffix(".safetensors") else None
     metadata = describe_metadata(metadata, card, config, model_card)
@@ -79,7 +83,7 @@ def export(
         "docs/data_license.txt": (root / "docs" / "data_license.txt").read_bytes(),
         "LICENSE": (root / "LICENSE").read_bytes(),
         "requirements.txt": _encode(_list_requirements()),
-        "models/model.pt": _pack_weights(config["network_def"], weights),
+        "models/model.pt": model,
     }
     # of all bundles: programs that use several in one process, as MONAI Label, import `tools` from one of them for all
     configs = [path.read_text(encoding="utf-8") for path in sorted(BUNDLES.glob("*/configs/**/*.yaml"))]
@@ -113,8 +117,15 @@ def _check_version(root: Path, metadata: Mapping[str, Any]) -> None:
             raise ConfigValueError(where, f"version {version} without an entry", wanted, "write what has changed")
 
 
-def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
-    """Return the files in `configs/`, as text that a person can read, and as JSON."""
+def _merge_configs(root: Path, card: Path, overlay: Path, facts: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """Return the files in `configs/`, as text that a person can read, and as JSON.
+
+    Args:
+        root: of the bundle.
+        card: file of the data set.
+        overlay: of the committed model.
+        facts: keys and values of the weights that inference and training must keep to.
+    """
     configs = root / "configs"
     files = {}
     for path in sorted(configs.rglob("*")):
@@ -125,7 +136,8 @@ def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
             files[file] = path.read_bytes()
             continue
         # label_map: label files of an exported bundle have the numbers of its segmentations, as MONAI Label saves them
-        overlays, changes, omit = [card], {}, ["card", "checkpoint", "label_map"]
+        overlays, omit = [card], ["card", "checkpoint", "label_map"]
+        changes = dict(facts or {}) if path.stem in ("inference", "train") else {}
         if path.stem == "inference":
             overlays += [overlay] if overlay.is_file() and card.parent == CARDS else []
         elif card.parent == CARDS:
@@ -134,7 +146,7 @@ def _merge_configs(root: Path, card: Path, overlay: Path) -> dict[str, bytes]:
         elif path.stem == "pretrain":
             omit.append("network_def")  # pre-training has another network than the card speaks of
         if path.stem == "train":
-            changes = {"pretrained": "$@bundle_root + '/models/model.pt'", "replace_model": True}
+            changes |= {"pretrained": "$@bundle_root + '/models/model.pt'", "replace_model": True}
         text = merge_files(path, overlays, changes, omit)
         files[file] = _encode(text)
         files[file.replace(".yaml", ".json")] = _encode(render_json(text, path.name))

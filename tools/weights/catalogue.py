@@ -15,8 +15,9 @@ from torch import nn
 
 from tools.bundles import BUNDLES
 from tools.errors import ConfigValueError
+from tools.networks.patch_merging import FORMS
 from tools.reports import format_table
-from tools.weights.layouts import LAYOUTS
+from tools.weights.layouts import LAYOUTS, SWIN_UNETR
 
 FILE_NAME = "large_files.yml"
 
@@ -39,6 +40,7 @@ class PublicFile:
         network: `_target_` and arguments of the network that the weights must fit; None: only read.
         converted: of whole models: the file, in the bundle, that has them under the names of this MONAI.
         inflation: arguments of `Inflation`, for 2D weights.
+        patch_merging: the form that a Swin transformer was trained with, see `tools.networks.patch_merging`.
     """
 
     bundle: Path
@@ -54,6 +56,7 @@ class PublicFile:
     network: Mapping[str, Any] | None = None
     converted: str | None = None
     inflation: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    patch_merging: str | None = None
 
     @property
     def target(self) -> Path:
@@ -129,4 +132,7 @@ def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
             raise ConfigValueError(place, f"{name} {path}", "a path inside the bundle", "correct the path")
     if entry["layout"] not in LAYOUTS:
         raise ConfigValueError(place, f"layout {entry['layout']}", f"one of {', '.join(LAYOUTS)}", "correct it")
+    if LAYOUTS[entry["layout"]].family == SWIN_UNETR.family and entry.get("patch_merging") not in FORMS:
+        found = f"patch_merging {entry.get('patch_merging')}"
+        raise ConfigValueError(place, found, f"one of {', '.join(FORMS)}", "say which one it was trained with")
     return PublicFile(bundle=source.parent, **entry)

@@ -13,13 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tools.bundles import locate_bundle
-from tools.errors import ConfigValueError
+from tools.errors import CheckpointError, ConfigValueError
 from tools.files import compute_sha256, write_atomically
-from tools.weights.files import read_metadata, read_state_dict, save_checkpoint
+from tools.networks.patch_merging import AUTO, choose_form
+from tools.weights.files import read_weights, save_checkpoint
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import OWN, PART, recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import describe_network, match
+from tools.weights.merging_forms import HEADER, find_form, split_marks
+from tools.weights.origins import find_origin
 from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
@@ -33,8 +36,10 @@ def inspect(path: str | Path) -> str:
         CheckpointError: if it is no checkpoint.
     """
     path = Path(path).expanduser()
-    state_dict = read_state_dict(path)
-    tensors = {strip_prefixes(name): tensor for name, tensor in state_dict.items()}
+    state_dict, facts = read_weights(path)
+    sha256 = compute_sha256(path)
+    weights, marks = split_marks(state_dict)
+    tensors = {strip_prefixes(name): tensor for name, tensor in weights.items()}
     layout = recognize(tensors)
     kept = {layout.rename(name): tensor for name, tensor in tensors.items() if layout.find_drop(name) is None}
     described = describe_network({name: tensor for name, tensor in kept.items() if name is not None})
@@ -46,26 +51,32 @@ def inspect(path: str | Path) -> str:
     dropped = len(tensors) - sum(layout.find_drop(name) is None for name in tensors)
     rows = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
-        "sha256": compute_sha256(path),
+        "sha256": sha256,
         "tensors": f"{len(tensors)}, {values / 1e6:.1f} M values, {', '.join(f'{n} {k}' for k, n in kinds.items())}",
         "layout": f"{layout.name}: {layout.title}",
         "source": layout.source,
-        "licence": read_metadata(path).get("licence", layout.licence),
+        "licence": facts.get("licence", layout.licence),
         "for": f"{layout.family}; tensors that match at the published size: {layout.counts}",
         "left out": f"{dropped} of the file's tensors",
         "network": ", ".join(f"{name}={value}" for name, value in described.items()) or "not recognized",
     }
+    try:
+        merging = find_form(tensors, marks, origin=find_origin(path, state_dict, facts, sha256), source=str(path))
+    except CheckpointError as error:
+        rows["merging"] = f"{error.found}: {error.remedy}"
+    else:
+        rows |= {"merging": str(merging)} if merging else {}
     return "\n".join(f"{name:<8}  {text}" for name, text in rows.items())
 
 
-def compare(path: str | Path, network: nn.Module) -> MatchReport:
+def compare(path: str | Path, network: nn.Module, patch_merging: str = AUTO) -> MatchReport:
     """Return what a checkpoint and a network have in common; nothing is loaded.
 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
     """
-    return _match_file(Path(path).expanduser(), network, "auto", None)[1]
+    return _match_file(Path(path).expanduser(), network, "auto", None, patch_merging)[1]
 
 
 def build_network(bundle: str, config_files: Sequence[str | Path] = ()) -> nn.Module:
@@ -89,19 +100,21 @@ def convert(
     *,
     layout: str = "auto",
     inflation: Mapping[str, str] | None = None,
+    patch_merging: str = AUTO,
 ) -> str:
     """Write the weights in `path` under the names and in the shapes of `network`, and return the report.
 
-    Where they are the whole network, the file is its full state dict, which MONAI loads strictly. Where they are a
-    part, such as a pre-trained encoder, the file has that part only and says so in its header: random values never
-    pass for trained ones.
+    Where they are the whole network, the file is its full state dict, which MONAI loads strictly into that network.
+    Where they are a part, such as a pre-trained encoder, the file has that part only and says so in its header: random
+    values never pass for trained ones. The patch merging of a Swin transformer stands in the file, too.
 
     Args:
         path: a checkpoint in any layout.
-        network: what it is for.
+        network: what it is for; it gets the patch merging of the weights.
         out: `.safetensors`, or `.pt` (`{"model": ...}`, as MONAI writes) for a whole network.
         layout: of `path`.
         inflation: arguments of `Inflation`, for 2D weights.
+        patch_merging: the form that the weights were trained with, where nothing else tells it.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -111,7 +124,9 @@ def convert(
     path, out = Path(path).expanduser(), Path(out).expanduser()
     if out.suffix not in (".safetensors", ".pt"):
         raise ConfigValueError("--out", str(out), "a .safetensors or .pt file", "correct the name")
-    values, report = _match_file(path, network, layout, inflation)
+    values, report = _match_file(path, network, layout, inflation, patch_merging)
+    if report.patch_merging is not None:
+        choose_form(network, report.patch_merging)
     whole = not (report.untouched or report.fresh)
     if not whole and out.suffix == ".pt":
         raise ConfigValueError(
@@ -122,16 +137,17 @@ def convert(
         )
     wanted = network.state_dict()
     tensors = {name: value.to(wanted[name].dtype).contiguous() for name, value in values.items()}
-    if whole:
-        tensors = {**wanted, **tensors}
+    tensors = {**(wanted if whole else split_marks(wanted)[1]), **tensors}
+    written_form = {HEADER: report.patch_merging} if report.patch_merging else {}
     if out.suffix == ".pt":
-        save_checkpoint({"model": tensors}, out)
+        save_checkpoint({"model": tensors, **written_form}, out)
     else:
         header = {
             "format": "pt",
             "layout": OWN.name if whole else PART,
             "licence": report.licence,
             "source": f"{path.name}, sha256 {report.sha256}, {report.title}",
+            **written_form,
         }
         with write_atomically(out) as temporary:
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
@@ -140,16 +156,24 @@ def convert(
 
 
 def _match_file(
-    path: Path, network: nn.Module, layout: str, inflation: Mapping[str, str] | None
+    path: Path,
+    network: nn.Module,
+    layout: str,
+    inflation: Mapping[str, str] | None,
+    patch_merging: str = AUTO,
 ) -> tuple[dict[str, Tensor], MatchReport]:
+    state_dict, facts = read_weights(path)
+    sha256 = compute_sha256(path)
     values, report = match(
         network,
-        read_state_dict(path),
+        state_dict,
         layout,
         inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        patch_merging=patch_merging,
+        origin=find_origin(path, state_dict, facts, sha256),
         source=str(path),
     )
-    report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
+    report.sha256, report.size_bytes = sha256, path.stat().st_size
     if not report.accepted:
         logger.error("%s", report)
         raise refuse(report, complete=False)

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from tools.errors import CheckpointError
+from tools.networks.patch_merging import AUTO
 from tools.weights.catalogue import PublicFile, choose_files
 from tools.weights.conversion import convert
 from tools.weights.downloads import download
@@ -52,7 +53,7 @@ def _fetch_file(file: PublicFile, mirror: str | None) -> Path:
     if file.converted is None or network is None:
         return path
     converted = file.bundle / file.converted
-    logger.info("%s", convert(path, network, converted, layout=file.layout))
+    logger.info("%s", convert(path, network, converted, layout=file.layout, patch_merging=file.patch_merging or AUTO))
     return converted
 
 
@@ -74,6 +75,7 @@ def _check(part: Path, file: PublicFile) -> None:
             state_dict,
             file.layout,
             inflation=Inflation(**file.inflation),  # type: ignore[arg-type]
+            patch_merging=file.patch_merging or AUTO,
             source=file.url,
         )
         report.licence = file.licence

@@ -92,6 +92,16 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         MissingFileError: if there is no such file.
         CheckpointError: if no state dict can be found in it.
     """
+    return read_weights(path)[0]
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a network's state dict, and what stands beside it: the header of a safetensors file, keys of a wrapper.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if no state dict can be found in it.
+    """
     content = read_checkpoint(path)
     wrapped: Mapping[str, Any] = content
     while inner := next((wrapped[key] for key in STATE_DICT_KEYS if isinstance(wrapped.get(key), Mapping)), None):
@@ -104,7 +114,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             f"a state dict, bare or under one of {', '.join(STATE_DICT_KEYS)}",
             "give the checkpoint of a network",
         )
-    return state_dict
+    facts = {key: value for key, value in content.items() if not isinstance(value, torch.Tensor | Mapping)}
+    return state_dict, facts | read_metadata(path)
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:

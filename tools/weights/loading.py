@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tools.errors import CheckpointError
 from tools.files import compute_sha256
 from tools.hardware import is_main_process
-from tools.weights.files import read_metadata, read_state_dict
+from tools.networks.patch_merging import AUTO, choose_form
+from tools.weights.files import read_weights
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import OWN, PART, TIMM
 from tools.weights.matching import APPROXIMATELY, match
+from tools.weights.origins import RUN, find_origin
 from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
@@ -33,12 +35,14 @@ def load(
     allow_missing: str | None = None,
     source_grid: Sequence[int] | None = None,
     inflation: Mapping[str, str] | None = None,
+    patch_merging: str = AUTO,
     report_dir: str | Path | None = None,
 ) -> Network:
     """Load the weights in `path` into `network` and tell what became of every tensor, or refuse them.
 
     The layout of the file (see `tools.weights.layouts`) says which part of the network it must fill; all of that part
-    must be there and fit. Half-precision files are converted to the network's own precision.
+    must be there and fit. Half-precision files are converted to the network's own precision. A Swin transformer gets
+    the patch merging that its weights were trained with, MONAI's own networks too.
 
     Args:
         network: the network to fill, changed in place.
@@ -49,6 +53,8 @@ def load(
             `stem.*|fusion.*` to finetune a variant from the plain network.
         source_grid: patches along X, Y, Z that the file's position table is for, where they form no cube.
         inflation: arguments of `Inflation`, for 2D weights.
+        patch_merging: the form that the weights were trained with, for files of which nothing tells it; a network that
+            names one itself counts as much.
         report_dir: folder for `weights.json`, the report in full.
 
     Returns:
@@ -60,8 +66,9 @@ def load(
         ConfigValueError: if an argument is wrong.
     """
     path = Path(path).expanduser()
-    state_dict, metadata = read_state_dict(path), read_metadata(path)
-    if layout == "auto" and metadata.get("layout") == PART:
+    state_dict, facts = read_weights(path)
+    sha256 = compute_sha256(path)
+    if layout == "auto" and facts.get("layout") == PART:
         layout = PART
     values, report = match(
         network,
@@ -71,22 +78,24 @@ def load(
         allow_missing=allow_missing,
         source_grid=source_grid,
         inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        patch_merging=patch_merging,
+        origin=find_origin(path, state_dict, facts, sha256),
         source=str(path),
     )
-    report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
-    report.licence = metadata.get("licence", report.licence)
+    report.sha256, report.size_bytes = sha256, path.stat().st_size
+    report.licence = facts.get("licence", report.licence)
     if report_dir is not None and is_main_process():
         report.write(report_dir)
     return _fill(network, values, report, complete)
 
 
 def fill(network: Network, offered: Mapping[str, Tensor], source: str | Path) -> Network:
-    """Load the network's own state dict, all of it; `source` is named in messages.
+    """Load the state dict of a run of this project, all of it; `source` is named in messages.
 
     Raises:
         CheckpointError: if it belongs to another network.
     """
-    values, report = match(network, offered, OWN.name, complete=True, source=str(source))
+    values, report = match(network, offered, OWN.name, complete=True, origin=RUN, source=str(source))
     return _fill(network, values, report, complete=True)
 
 
@@ -117,6 +126,8 @@ def _fill(network: Network, values: Mapping[str, Tensor], report: MatchReport, c
     if not report.accepted:
         logger.error("%s", report)
         raise refuse(report, complete)
+    if report.patch_merging is not None:
+        choose_form(network, report.patch_merging)
     network.load_state_dict({**network.state_dict(), **values})
     if report.norm_epsilon is not None:
         # with MONAI's 1e-5 the blocks of DINOv2 drift from the 2D network's by 2e-4, with this by 1e-5

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.errors import CheckpointError, ConfigValueError
+from tools.networks.patch_merging import AUTO
 from tools.weights.adaptation import PROJECTION, adapt
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import (
@@ -26,6 +27,7 @@ from tools.weights.layouts import (
     recognize,
     strip_prefixes,
 )
+from tools.weights.merging_forms import Origin, find_form, split_marks
 from tools.weights.planar import Part, fold_layer_scale, inflate, inflate_encoder, join_biases, takes_timm
 from tools.weights.report import MatchReport
 
@@ -44,6 +46,8 @@ def match(
     allow_missing: str | None = None,
     source_grid: Sequence[int] | None = None,
     inflation: Inflation | None = None,
+    patch_merging: str = AUTO,
+    origin: Origin | None = None,
     source: str = "weights",
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Find for each tensor of `network` its values in `state_dict`; nothing is loaded yet.
@@ -57,16 +61,20 @@ def match(
         allow_missing: pattern of names in the network that may keep their first values all the same.
         source_grid: patches along X, Y, Z of the checkpoint's position table, for grids that are no cubes.
         inflation: how a 2D network is inflated.
+        patch_merging: the form that a Swin transformer was trained with, if the network does not name it already;
+            `auto`: what the file, its origin or its numbers tell.
+        origin: what is known of the file beside its tensors.
         source: named in messages.
 
     Returns:
         The values by their names in the network, and the report; `report.accepted` says whether they may be loaded.
 
     Raises:
-        CheckpointError: if two keys of the checkpoint mean the same tensor.
+        CheckpointError: if two keys of the checkpoint mean the same tensor, or nothing tells the patch merging.
         ConfigValueError: if an argument does not fit.
     """
-    wanted = network.state_dict()
+    state_dict, marks = split_marks(state_dict)
+    wanted, _ = split_marks(network.state_dict())
     tensors, table = _choose_layout(state_dict, network, layout, source)
     report = MatchReport(source, table.name, table.title, table.family, type(network).__name__, table.licence)
     report.network_values = sum(tensor.numel() for tensor in wanted.values())
@@ -86,7 +94,16 @@ def match(
         faults += [*report.fresh, *report.untouched]
         faults += [name for name, note in report.reshaped.items() if note.endswith(APPROXIMATELY)]
     report.accepted = bool(report.num_loaded) and not faults
+    if report.accepted:  # of weights that do not fit anyhow it need not be known
+        asked = _choose_asked(patch_merging, network)
+        if merging := find_form(values, marks, asked, origin, source):
+            report.patch_merging, report.patch_merging_evidence = merging.form, merging.evidence
     return values, report
+
+
+def _choose_asked(patch_merging: str, network: nn.Module) -> str:
+    """Return the form that the argument names, or else the network's config."""
+    return patch_merging if patch_merging != AUTO else getattr(network, "patch_merging", AUTO)
 
 
 def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def _choose_layout(
     state_dict: Mapping[str, Tensor], network: nn.Module, layout: str, source: str
 ) -> tuple[Mapping[str, Tensor], Layout]:
     """Return the checkpoint, its names without prefixes unless they are the network's own, and its layout."""
-    wanted = network.state_dict()
+    wanted, _ = split_marks(network.state_dict())
     needed = {name for name in wanted if find_reason(OWN.may_lack, name) is None}
     if needed <= state_dict.keys() <= wanted.keys():
         return state_dict, _choose_identity(state_dict, layout)

@@ -44,6 +44,8 @@ class MatchReport:
         missing: tensors that the file should have and has not.
         misshapen: tensors whose shapes do not fit, with both shapes.
         norm_epsilon: what the layer norms of the transformer get, None if they keep theirs.
+        patch_merging: the form of a Swin transformer's patch merging, None for other networks.
+        patch_merging_evidence: what tells it.
         network_values: numbers in the network's tensors.
         loaded_values: how many of them came from the file.
         accepted: whether the weights were loaded.
@@ -70,6 +72,8 @@ class MatchReport:
     missing: list[str] = field(default_factory=list)
     misshapen: dict[str, str] = field(default_factory=dict)
     norm_epsilon: float | None = None
+    patch_merging: str | None = None
+    patch_merging_evidence: str = ""
     network_values: int = 0
     loaded_values: int = 0
     accepted: bool = False
@@ -91,9 +95,10 @@ class MatchReport:
 
     def summarize(self) -> str:
         """Return one line: the file, the layout and how much of the network came from it."""
+        merging = f", patch merging {self.patch_merging} ({self.patch_merging_evidence})" if self.patch_merging else ""
         return (
             f"{self.source}: {self.num_loaded} of {self.num_tensors} tensors loaded, "
-            f"{self.loaded_values / 1e6:.1f} M values ({self.share:.0%}), layout {self.layout}"
+            f"{self.loaded_values / 1e6:.1f} M values ({self.share:.0%}), layout {self.layout}{merging}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +106,8 @@ class MatchReport:
         kinds = (*NETWORK_KINDS, *FILE_KINDS)
         facts = (
             *("source", "sha256", "size_bytes", "licence", "layout", "title", "description"),
-            *("family", "network", "network_description", "norm_epsilon", "accepted"),
+            *("family", "network", "network_description", "norm_epsilon"),
+            *("patch_merging", "patch_merging_evidence", "accepted"),
         )
         return {
             **{name: getattr(self, name) for name in facts},
@@ -128,6 +134,7 @@ class MatchReport:
                 f"{self.loaded_values / 1e6:.1f} of {self.network_values / 1e6:.1f} M values ({self.share:.0%})",
             ),
             *((("norms", f"epsilon {self.norm_epsilon:g}, the 2D network's"),) if self.norm_epsilon else ()),
+            *((("merging", f"{self.patch_merging}, {self.patch_merging_evidence}"),) if self.patch_merging else ()),
             *((kind, _tell(getattr(self, kind))) for kind in NETWORK_KINDS if getattr(self, kind)),
             *((f"{kind} (file)", _tell(getattr(self, kind))) for kind in FILE_KINDS[1:] if getattr(self, kind)),
         ]
