@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks import ModifiedUNETR
+from tools.networks.patch_merging import choose_form, read_form
 from tools.weights import LAYOUTS, load, match
 from tools.weights.layouts import recognize
+from tools.weights.merging_forms import split_marks
 
 SIZE = (32, 48, 32)
 VIT = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
@@ -232,22 +234,33 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_public_layout_matches_exactly_and_computes_the_same(case, tmp_path):
+SWIN_LAYOUTS = {"swin_ssl_0.8.1", "swin_ssl_head", "voco", "swin_unetr", "swin_dae"}
+IN_BOTH_FORMS = [
+    (case, form)
+    for case in CASES
+    for form in (("original", "corrected") if CASES[case][0] in SWIN_LAYOUTS else (None,))
+]
+
+
+@pytest.mark.parametrize(("case", "form"), IN_BOTH_FORMS)
+def test_a_public_layout_matches_exactly_and_computes_the_same(case, form, tmp_path):
     layout, wrapper, make_source, name_tensors, make_target, run, counts = CASES[case]
     source, target = make_source(), make_target()
-    state: dict[str, Tensor] = name_tensors(source)
+    if form:
+        choose_form(source, form)
+    state, _ = split_marks(name_tensors(source))  # files of MONAI tell nothing
     torch.save({wrapper: state, "epoch": 7} if wrapper else state, tmp_path / "weights.pt")
-    assert load(target, tmp_path / "weights.pt", report_dir=tmp_path) is target
+    size = len(target.state_dict())
+    assert load(target, tmp_path / "weights.pt", patch_merging=form or "auto", report_dir=tmp_path) is target
+    assert read_form(target) == form
     report = json.loads((tmp_path / "weights.json").read_text())
+    assert report["patch_merging"] == form
     kinds = ("matched", "reshaped", "tolerated", "untouched", "dropped")
     assert tuple(report["counts"][kind] for kind in kinds) == counts
     assert (report["layout"], report["accepted"]) == (layout, True)
     assert report["counts"]["used"] + report["counts"]["dropped"] == len(state)
     assert not report["missing"] + report["unexpected"]
-    assert sum(report["counts"][k] for k in ("matched", "reshaped", "tolerated", "untouched", "fresh")) == len(
-        target.state_dict()
-    )
+    assert sum(report["counts"][k] for k in ("matched", "reshaped", "tolerated", "untouched", "fresh")) == size
     image = make_image(target)
     with torch.no_grad():
         for expected, found in zip(run(source, image), run(target, image), strict=True):
@@ -287,7 +300,7 @@ def test_the_autoencoder_itself_takes_its_own_file():
 )
 def test_other_classes_leave_the_output_layer_and_say_so(source, target, fresh):
     source, target = source(), target()
-    values, report = match(target, source.state_dict())
+    values, report = match(target, source.state_dict(), patch_merging="corrected")
     assert report.accepted
     assert report.fresh.keys() == {"out.conv.conv.weight", "out.conv.conv.bias"}
     assert "classes in the file" in report.fresh["out.conv.conv.weight"]
@@ -300,7 +313,7 @@ def test_other_classes_leave_the_output_layer_and_say_so(source, target, fresh):
 def test_other_input_channels_give_the_same_response_to_equal_ones(make, channels):
     old, new = channels
     source, target = make(1, in_channels=old), make(2, in_channels=new)
-    values, report = match(target, source.state_dict())
+    values, report = match(target, source.state_dict(), patch_merging="corrected")
     target.load_state_dict({**target.state_dict(), **values})
     assert report.accepted
     assert len(report.reshaped) == 3
@@ -342,7 +355,7 @@ def test_a_position_grid_that_is_no_cube_has_to_be_told():
 def test_windows_of_another_size_resample_their_tables():
     source, target = make_swin(1), make_swin(2, window_size=4)
     index = {name: value.clone() for name, value in target.state_dict().items() if name.endswith("index")}
-    values, report = match(target, source.state_dict())
+    values, report = match(target, source.state_dict(), patch_merging="corrected")
     assert report.accepted
     assert sum("window 7 -> 4" in note for note in report.reshaped.values()) == 8
     target.load_state_dict({**target.state_dict(), **values})

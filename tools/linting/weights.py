@@ -196,7 +196,7 @@ def _describe_network(arguments: str) -> _Built:
         raise _UncheckedError("network_def is no network")
     weights, _ = split_marks(network.state_dict())
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    return _Built(shapes, read_form(network), getattr(network, "patch_merging", "") == AUTO)
+    return _Built(shapes, read_form(network), getattr(network, "patch_merging", "") in (None, AUTO))
 
 
 def _has_component(value: Any) -> bool:

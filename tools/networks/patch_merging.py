@@ -28,16 +28,16 @@ FORMS: dict[str, Slices] = {
     "corrected": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
     "v2": ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)),
 }
-AUTO = "auto"  # the form of the weights; of random ones `DEFAULT`
-DEFAULT = "corrected"
-SLICES = "slices"  # of the state dict: what a module's blocks read
+AUTO = "auto"
+DEFAULT = "corrected"  # what a state dict without `slices` stands for where nothing else is known
+SLICES = "slices"  # in the state dict: what the blocks of a patch merging read
 
 
 class PatchMerging(nn.Module):
     """Halve a map `(B, X, Y, Z, C)` to `(B, X/2, Y/2, Z/2, 2C)` as MONAI's Swin transformer does, in a form of choice.
 
-    The form is part of the state dict, `slices` `(8, 3)`: weights that are saved with it are loaded as what they were
-    trained as, by `load_state_dict` too. A state dict without it, as MONAI writes, leaves the form as it is.
+    The state dict tells the form as `slices` `(8, 3)`, the offsets of the voxels, unless it is `corrected`, which is
+    what MONAI computes with the same names. `load_state_dict` takes the form over; without `slices` it stays as it is.
 
     Source: Liu et al., Swin Transformer, ICCV 2021, section 3.1; in 3D, MONAI's `PatchMerging`.
 
@@ -46,6 +46,7 @@ class PatchMerging(nn.Module):
         norm_layer: makes the normalization of the eight blocks together.
         spatial_dims: 3.
         form: a key of `FORMS`.
+        is_told: whether the state dict tells `corrected`, too.
 
     Raises:
         ConfigValueError: if the form is unknown, or the maps are no volumes.
@@ -62,17 +63,16 @@ class PatchMerging(nn.Module):
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
         spatial_dims: int = 3,
         form: str = DEFAULT,
+        is_told: bool = False,
     ) -> None:
         super().__init__()
-        check_form(form)
         if spatial_dims != 3:
             raise ConfigValueError("spatial_dims", str(spatial_dims), "3", "use MONAI's own PatchMerging")
         self.dim = dim
         self.reduction = nn.Linear(8 * dim, 2 * dim, bias=False)
         self.norm = norm_layer(8 * dim)
-        # on the CPU even where networks are built on the meta device, which has no values
-        self.register_buffer(SLICES, torch.tensor(FORMS[form], dtype=torch.uint8, device="cpu"))
-        self.offsets = [list(offset) for offset in FORMS[form]]
+        self.is_told = is_told
+        self.choose(form)
 
     def forward(self, x: Tensor) -> Tensor:
         """Merge the cubes of a map `(B, X, Y, Z, C)`; an odd axis is padded with zeros at its end."""
@@ -87,6 +87,7 @@ class PatchMerging(nn.Module):
         """The key of `FORMS`."""
         return name_form(self.slices)
 
+    @torch.jit.unused
     def choose(self, form: str) -> None:
         """Read the voxels of another form from now on.
 
@@ -95,27 +96,36 @@ class PatchMerging(nn.Module):
         """
         check_form(form)
         self.offsets = [list(offset) for offset in FORMS[form]]
-        self.slices = torch.tensor(FORMS[form], dtype=torch.uint8, device=self.slices.device)
+        device = self.reduction.weight.device
+        # it is read, and tensors on the meta device have no values
+        slices = torch.tensor(FORMS[form], dtype=torch.uint8, device="cpu" if device.type == "meta" else device)
+        self.register_buffer(SLICES, slices, persistent=self.is_told or form != DEFAULT)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Take the form from the state dict, if it has one."""
+        """Take the form from the state dict, if it tells one."""
         key = f"{prefix}{SLICES}"
-        slices = state_dict.setdefault(key, self.slices)
-        self.choose(name_form(slices))
+        if key in state_dict:
+            self.is_told = True
+            self.choose(name_form(state_dict[key]))
+        elif SLICES not in self._non_persistent_buffers_set:
+            state_dict[key] = self.slices
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def make_patch_merging(form: str) -> Callable[..., PatchMerging]:
+def make_patch_merging(form: str | None) -> Callable[..., PatchMerging]:
     """Return what MONAI's networks take as `downsample`.
 
     Args:
-        form: a key of `FORMS`, or `auto`.
+        form: a key of `FORMS`. None: `corrected`, until weights of another form are loaded. `auto`: the same, and the
+            state dict tells the form in any case, so that whatever copies values into it (MONAI Label, `ckpt_export`)
+            copies the form, too.
 
     Raises:
         ConfigValueError: if it is unknown.
     """
+    form = DEFAULT if form is None else form
     check_form(form, AUTO)
-    return functools.partial(PatchMerging, form=DEFAULT if form == AUTO else form)
+    return functools.partial(PatchMerging, form=DEFAULT if form == AUTO else form, is_told=form == AUTO)
 
 
 def check_form(form: object, *others: str) -> None:

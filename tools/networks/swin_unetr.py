@@ -10,7 +10,7 @@ from typing import Any
 from monai.networks.nets import SwinUNETR
 
 from tools.errors import ConfigValueError
-from tools.networks.patch_merging import AUTO, make_patch_merging
+from tools.networks.patch_merging import make_patch_merging
 from tools.networks.tracing import TracedNetwork
 
 STRIDE = 32  # voxels along each edge of a token of the deepest map: patches of 2, halved four times
@@ -29,8 +29,8 @@ class ScriptableSwinUNETR(SwinUNETR):
             multiples of 32.
         in_channels: channels of an image.
         out_channels: classes, with the background.
-        patch_merging: `original`, `corrected` or `v2`, see `tools.networks.patch_merging`; `auto`: as `corrected` at
-            first, then that of the weights that `tools.weights` loads.
+        patch_merging: `original`, `corrected` or `v2`, see `tools.networks.patch_merging`; None or `auto`: that of the
+            weights which `tools.weights` loads, `corrected` before; with `auto` the state dict tells it in any case.
         options: as of `SwinUNETR`.
 
     Raises:
@@ -42,7 +42,7 @@ class ScriptableSwinUNETR(SwinUNETR):
         img_size: Sequence[int],
         in_channels: int,
         out_channels: int,
-        patch_merging: str = AUTO,
+        patch_merging: str | None = None,
         **options: Any,
     ) -> None:
         check_sizes(img_size, options.get("feature_size", 24))

@@ -27,7 +27,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch import Tensor, nn
 
 from tools.errors import ConfigValueError
-from tools.networks.patch_merging import AUTO, make_patch_merging
+from tools.networks.patch_merging import make_patch_merging
 from tools.networks.swin_unetr import STRIDE, check_sizes
 from tools.pretraining.vit_autoencoder import MIN_TEMPERATURE, gather_batch
 
@@ -40,9 +40,8 @@ class SwinSSL(nn.Module):
     """Swin UNETR's transformer with the heads of its pre-training: crops `(N, C, X, Y, Z)` to what the tasks ask for.
 
     The state dict has the names of the published script: `swinViT.*`, as in a SwinUNETR of the same arguments (126
-    tensors, 134 with `use_v2`, beside four that tell what the patch mergings read), and `rotation_head.*`,
-    `contrastive_head.*`, `conv.*` of the tasks that are on. With `feature_size` 48 and one channel these are 8,062,002
-    parameters and 3,076, 393,728, 10,638,385 ("vae").
+    tensors, 134 with `use_v2`), and `rotation_head.*`, `contrastive_head.*`, `conv.*` of the tasks that are on. With
+    `feature_size` 48 and one channel these are 8,062,002 parameters and 3,076, 393,728, 10,638,385 ("vae").
 
     Args:
         in_channels: channels `C` of the image, and of the reconstruction.
@@ -75,7 +74,7 @@ class SwinSSL(nn.Module):
         heads: str = "tokens",
         decoder: str = "vae",
         embedding_dim: int = 512,
-        patch_merging: str = AUTO,
+        patch_merging: str | None = None,
     ) -> None:
         super().__init__()
         voxels, tasks = ensure_tuple_rep(img_size, 3), ensure_tuple(tasks)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tools.errors import ConfigValueError, is_out_of_memory
-from tools.networks.patch_merging import AUTO, make_patch_merging
+from tools.networks.patch_merging import make_patch_merging
 from tools.networks.swin_unetr import check_sizes
 from tools.pretraining.vit_autoencoder import gather_batch
 from tools.pretraining.volume_crops import VolumeCrops
@@ -107,7 +107,7 @@ class SwinUNETREncoder(SwinUNETR):
         window_size: Sequence[int] | int = 7,
         use_v2: bool = True,
         use_checkpoint: bool = False,
-        patch_merging: str = AUTO,
+        patch_merging: str | None = None,
     ) -> None:
         voxels = ensure_tuple_rep(img_size, 3)
         check_sizes(voxels, feature_size, "crop_size")

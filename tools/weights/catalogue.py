@@ -17,7 +17,7 @@ from tools.bundles import BUNDLES
 from tools.errors import ConfigValueError
 from tools.networks.patch_merging import FORMS
 from tools.reports import format_table
-from tools.weights.layouts import LAYOUTS, SWIN_UNETR
+from tools.weights.layouts import LAYOUTS
 
 FILE_NAME = "large_files.yml"
 
@@ -86,6 +86,11 @@ def read_catalogue(bundle: str) -> list[PublicFile]:
     return [_read_entry(entry, source, position) for position, entry in enumerate(entries)]
 
 
+def read_catalogues() -> list[PublicFile]:
+    """Return the public files of all bundles; none where there is no repository, as beside an exported bundle."""
+    return [file for path in sorted(BUNDLES.glob(f"*/{FILE_NAME}")) for file in read_catalogue(path.parent.name)]
+
+
 def choose_files(bundle: str, name: str | None) -> list[PublicFile]:
     """Return the file of that name, all of them for `all`, the bundle's default for None.
 
@@ -107,10 +112,9 @@ def choose_files(bundle: str, name: str | None) -> list[PublicFile]:
 def list_files() -> str:
     """Return a table of the public files of all bundles."""
     rows = []
-    for path in sorted(BUNDLES.glob(f"*/{FILE_NAME}")):
-        for file in read_catalogue(path.parent.name):
-            size = f"{file.size_mb} MB" if file.size_mb else "not known"
-            rows.append((path.parent.name, file.name, size, "yes" if file.target.is_file() else "no", file.licence))
+    for file in read_catalogues():
+        size = f"{file.size_mb} MB" if file.size_mb else "not known"
+        rows.append((file.bundle.name, file.name, size, "yes" if file.target.is_file() else "no", file.licence))
     return format_table(["bundle", "name", "size", "here", "licence"], rows)
 
 
@@ -132,7 +136,7 @@ def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
             raise ConfigValueError(place, f"{name} {path}", "a path inside the bundle", "correct the path")
     if entry["layout"] not in LAYOUTS:
         raise ConfigValueError(place, f"layout {entry['layout']}", f"one of {', '.join(LAYOUTS)}", "correct it")
-    if LAYOUTS[entry["layout"]].family == SWIN_UNETR.family and entry.get("patch_merging") not in FORMS:
-        found = f"patch_merging {entry.get('patch_merging')}"
-        raise ConfigValueError(place, found, f"one of {', '.join(FORMS)}", "say which one it was trained with")
+    form = entry.get("patch_merging")
+    if form is not None and form not in FORMS:
+        raise ConfigValueError(place, f"patch_merging {form}", f"one of {', '.join(FORMS)}", "correct it")
     return PublicFile(bundle=source.parent, **entry)

@@ -103,7 +103,7 @@ def match(
 
 def _choose_asked(patch_merging: str, network: nn.Module) -> str:
     """Return the form that the argument names, or else the network's config."""
-    return patch_merging if patch_merging != AUTO else getattr(network, "patch_merging", AUTO)
+    return patch_merging if patch_merging != AUTO else getattr(network, "patch_merging", None) or AUTO
 
 
 def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tools.bundles import BUNDLES
 from tools.networks.patch_merging import FORMS
-from tools.weights.catalogue import FILE_NAME, PublicFile, read_catalogue
+from tools.weights.catalogue import PublicFile, read_catalogues
 from tools.weights.merging_forms import HEADER, MergingForm, Origin
 
 PATCH_EMBEDDING = re.compile(r"(?:.*\.)?patch_embed\.proj\.weight")
@@ -38,7 +37,7 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
         return Origin(certain=MergingForm(str(written), "told by the file"))
     if facts.keys() >= RUN_KEYS:
         return RUN
-    files = [file for file in _list_files() if file.patch_merging is not None]
+    files = [file for file in read_catalogues() if file.patch_merging is not None]
     for file in files:
         if _has_hash(path, file, sha256):
             return Origin(certain=MergingForm(str(file.patch_merging), f"known by the hash of {file.path}"))
@@ -46,11 +45,6 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
         if path.name == Path(file.path).name and _is_as_wide(state_dict, file):
             return Origin(likely=MergingForm(str(file.patch_merging), f"known by the name of {path.name}"))
     return Origin()
-
-
-def _list_files() -> list[PublicFile]:
-    """Return the public files of all bundles; an exported bundle has no catalogue."""
-    return [file for path in sorted(BUNDLES.glob(f"*/{FILE_NAME}")) for file in read_catalogue(path.parent.name)]
 
 
 def _has_hash(path: Path, file: PublicFile, sha256: str) -> bool:

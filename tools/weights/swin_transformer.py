@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from tools.networks.patch_merging import DEFAULT, name_form
+from tools.weights.merging_forms import HEADER, split_marks
 
-def name_like_swinvit(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+
+def name_like_swinvit(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the transformer in a state dict of SwinUNETR or SwinSSL under the names of the 0.8.1 release.
 
     These begin with `module.`, lack `swinViT.`, and call the linear layers of an MLP `fc1` and `fc2`. All else in the
@@ -24,4 +28,6 @@ def name_like_swinvit(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor
         for name, tensor in state.items()
         if name.startswith("swinViT.")
     }
-    return {"state_dict": {f"module.{name}": tensor for name, tensor in renamed.items()}}
+    weights, marks = split_marks(renamed)
+    forms = {name_form(mark) for mark in marks.values()} or {DEFAULT}
+    return {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, HEADER: forms.pop()}
