@@ -40,7 +40,13 @@ def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: s
     print(f"\n{publishing.publish(bundle, card, checkpoint, recipe, dataset_dir)}")
 
 
-def export(bundle: str, dataset: str | None = None, weights: str | None = None, out: str = "exports") -> None:
+def export(
+    bundle: str,
+    dataset: str | None = None,
+    weights: str | None = None,
+    out: str = "exports",
+    patch_merging: str = "auto",
+) -> None:
     """Write a bundle and a model of it as a zip that needs nothing of this repository.
 
     Args:
@@ -49,8 +55,9 @@ def export(bundle: str, dataset: str | None = None, weights: str | None = None, 
             msd04_hippocampus of several.
         weights: a checkpoint in any layout; default: the committed model of the card.
         out: folder of the zip and its SHA-256.
+        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
     """
-    print(f"\n{release.export(bundle, dataset, weights, out)}")
+    print(f"\n{release.export(bundle, dataset, weights, out, patch_merging)}")
 
 
 def study(

@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
-from tools.networks.patch_merging import read_form
+from tools.networks.patch_merging import AUTO, read_form
 from tools.release.archive import write_archive
 from tools.release.configs import merge_files, render_json
 from tools.release.documents import describe_metadata, describe_use
@@ -35,7 +35,11 @@ ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
 
 
 def export(
-    bundle: str, dataset: str | None = None, weights: str | Path | None = None, out: str | Path = "exports"
+    bundle: str,
+    dataset: str | None = None,
+    weights: str | Path | None = None,
+    out: str | Path = "exports",
+    patch_merging: str = AUTO,
 ) -> Path:
     """Write `<out>/<name>_v<version>.zip` and its `.sha256`, and return the zip's path.
 
@@ -49,6 +53,7 @@ def export(
             default: that of the bundle's committed model (of several the demo's), or BTCV if `weights` are given.
         weights: a checkpoint of any layout; default: the committed model of the card.
         out: folder of the zip.
+        patch_merging: the form that the weights were trained with, where nothing else tells it.
 
     Raises:
         ConfigValueError: if there is no such bundle or card, or the version is not in the changelogs.
@@ -71,7 +76,7 @@ def export(
     name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{card_path.stem}"
     files = _merge_configs(root, card_path, overlay)
     config = _resolve(files["configs/inference.yaml"].decode())
-    model = _pack_weights(config["network_def"], weights)
+    model = _pack_weights(config["network_def"], weights, patch_merging)
     if form := read_form(config["network_def"]):  # known once the weights are loaded
         files = _merge_configs(root, card_path, overlay, {"patch_merging": form})
     page = overlay.with_suffix(".md")
@@ -177,9 +182,9 @@ def _resolve(text: str) -> dict[str, Any]:
     return config | {"window": window, "network_def": parser.get_parsed_content("network_def")}
 
 
-def _pack_weights(network: torch.nn.Module, weights: Path) -> bytes:
+def _pack_weights(network: torch.nn.Module, weights: Path, patch_merging: str) -> bytes:
     """Return the bytes of `model.pt`: plain names and tensors, in half precision if the file has that."""
-    load(network, weights, complete=True)
+    load(network, weights, complete=True, patch_merging=patch_merging)
     halves = {tensor.dtype for tensor in read_state_dict(weights).values() if tensor.is_floating_point()}
     dtype = torch.float16 if halves == {torch.float16} else None
     state = {
