@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -33,7 +34,8 @@ from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form
 from tools.pretraining import ProxyTaskLoss, ProxyTasks, SwinSSL, SwinUNETREncoder, VoCo, VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
-from tools.weights.merging_numbers import measure_distances
+from tools.reports import format_table
+from tools.weights.merging_numbers import judge_distances, measure_distances
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ WEIGHT_DECAYS = (1e-5, 1e-2, 1e-1, 1e-3)
 OPTIONS: dict[str, Any] = {"feature_size": 12, "window_size": 4}
 
 
-def run(
+def train(
     dataset_dir: str,
     out: str,
     kinds: Sequence[str] | str = ("segmentation", "proxy_tasks", "segmentation_v2"),
@@ -75,10 +77,27 @@ def run(
         if any((entry["kind"], entry["form"], entry["seed"]) == (kind, form, seed) for entry in records):
             continue
         start = time.monotonic()
-        record = {"kind": kind, "form": form, "seed": seed, **train(kind, form, seed, scans, measured)}
+        record = {"kind": kind, "form": form, "seed": seed, **train_network(kind, form, seed, scans, measured)}
         records.append(record | {"seconds": round(time.monotonic() - start, 1)})
         write_json(path, {"hardware": describe_hardware(), "torch": torch.__version__, "networks": records})
         logger.info("%s, %s, seed %d: %.0f s", kind, form, seed, records[-1]["seconds"])
+
+
+def summarize(path: str | Path) -> str:
+    """Return a table: how many networks of each kind are told rightly, wrongly and not at all, by their steps."""
+    records = json.loads(Path(path).read_text(encoding="utf-8"))["networks"]
+    counts: dict[tuple[str, str, int], Counter[str]] = {}
+    for entry in records:
+        for steps, distances in entry["blocks"].items():
+            verdict = judge_distances(distances)
+            told = "undecided" if verdict.form is None else ("right" if verdict.form == entry["form"] else "wrong")
+            key = (entry["kind"], entry["form"], int(steps))
+            counts.setdefault(key, Counter())[told] += 1
+    rows = [
+        (*key, count.total(), count["right"], count["undecided"], count["wrong"])
+        for key, count in sorted(counts.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
+    ]
+    return format_table(["network", "trained as", "steps", "networks", "right", "undecided", "wrong"], rows)
 
 
 def read_scans(dataset_dir: str) -> list[tuple[Tensor, Tensor]]:
@@ -90,7 +109,7 @@ def read_scans(dataset_dir: str) -> list[tuple[Tensor, Tensor]]:
     return scans
 
 
-def train(
+def train_network(
     kind: str, form: str, seed: int, scans: Sequence[tuple[Tensor, Tensor]], steps: Sequence[int]
 ) -> dict[str, Any]:
     """Train one network and return the measures of its blocks by the number of steps."""
@@ -190,4 +209,4 @@ KINDS: Mapping[str, Callable[[int, Sequence[tuple[Tensor, Tensor]]], Losses]] = 
 if __name__ == "__main__":
     report_plainly()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    fire.Fire(run)
+    fire.Fire({"train": train, "summarize": lambda path: f"\n{summarize(path)}"})
