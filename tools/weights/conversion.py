@@ -16,10 +16,11 @@ from tools.bundles import locate_bundle
 from tools.errors import ConfigValueError
 from tools.files import compute_sha256, write_atomically
 from tools.weights.files import read_metadata, read_state_dict, save_checkpoint
-from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN, PART, recognize, strip_prefixes
+from tools.weights.layouts import recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import describe_network, match
+from tools.weights.options import read_inflation, read_path
+from tools.weights.parts import choose_layout, complete_report, describe_weights
 from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def inspect(path: str | Path) -> str:
         MissingFileError: if there is no such file.
         CheckpointError: if it is no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = read_path("file", path)
     state_dict = read_state_dict(path)
     tensors = {strip_prefixes(name): tensor for name, tensor in state_dict.items()}
     layout = recognize(tensors)
@@ -65,7 +66,7 @@ def compare(path: str | Path, network: nn.Module) -> MatchReport:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
     """
-    return _match_file(Path(path).expanduser(), network, "auto", None)[1]
+    return _match_file(read_path("file", path), network, "auto", None)[1]
 
 
 def build_network(bundle: str, config_files: Sequence[str | Path] = ()) -> nn.Module:
@@ -89,6 +90,7 @@ def convert(
     *,
     layout: str = "auto",
     inflation: Mapping[str, str] | None = None,
+    allow_unused: str | None = None,
 ) -> str:
     """Write the weights in `path` under the names and in the shapes of `network`, and return the report.
 
@@ -102,16 +104,20 @@ def convert(
         out: `.safetensors`, or `.pt` (`{"model": ...}`, as MONAI writes) for a whole network.
         layout: of `path`.
         inflation: arguments of `Inflation`, for 2D weights.
+        allow_unused: as of `match`.
 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
-        ConfigValueError: if `out` has another ending, or a part is to be written as `.pt`.
+        ConfigValueError: if `out` has another ending or cannot be written, or a part is to be written as `.pt`.
     """
-    path, out = Path(path).expanduser(), Path(out).expanduser()
+    path, out = read_path("file", path), read_path("--out", out)
+    if out.is_dir() or (out.exists() and path.exists() and out.samefile(path)):
+        found = f"{out}, " + ("a folder" if out.is_dir() else "the file that is read")
+        raise ConfigValueError("--out", found, "the name of a new file", "give another name")
     if out.suffix not in (".safetensors", ".pt"):
         raise ConfigValueError("--out", str(out), "a .safetensors or .pt file", "correct the name")
-    values, report = _match_file(path, network, layout, inflation)
+    values, report = _match_file(path, network, layout, inflation, allow_unused)
     whole = not (report.untouched or report.fresh)
     if not whole and out.suffix == ".pt":
         raise ConfigValueError(
@@ -124,32 +130,37 @@ def convert(
     tensors = {name: value.to(wanted[name].dtype).contiguous() for name, value in values.items()}
     if whole:
         tensors = {**wanted, **tensors}
-    if out.suffix == ".pt":
-        save_checkpoint({"model": tensors}, out)
-    else:
-        header = {
-            "format": "pt",
-            "layout": OWN.name if whole else PART,
-            "licence": report.licence,
-            "source": f"{path.name}, sha256 {report.sha256}, {report.title}",
-        }
-        with write_atomically(out) as temporary:
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
+    try:
+        if out.suffix == ".pt":
+            save_checkpoint({"model": tensors}, out)
+        else:
+            header = describe_weights(report, path, len(tensors), whole)
+            with write_atomically(out) as temporary:
+                save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
+    except OSError as error:
+        found, remedy = f"{out}, where nothing can be written ({error.strerror or error})", "give another name"
+        raise ConfigValueError("--out", found, "a file in a folder of yours, with room for it", remedy) from error
     written = "whole network" if whole else "a part of the network, for --pretrained"
     return f"{report}\nwritten  {out}: {len(tensors)} tensors, {written}"
 
 
 def _match_file(
-    path: Path, network: nn.Module, layout: str, inflation: Mapping[str, str] | None
+    path: Path,
+    network: nn.Module,
+    layout: str,
+    inflation: Mapping[str, str] | None,
+    allow_unused: str | None = None,
 ) -> tuple[dict[str, Tensor], MatchReport]:
+    settings, state_dict, metadata = read_inflation(inflation), read_state_dict(path), read_metadata(path)
     values, report = match(
         network,
-        read_state_dict(path),
-        layout,
-        inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        state_dict,
+        choose_layout(layout, metadata, len(state_dict), path),
+        allow_unused=allow_unused,
+        inflation=settings,
         source=str(path),
     )
-    report.sha256, report.size_bytes = compute_sha256(path), path.stat().st_size
+    complete_report(report, metadata, path)
     if not report.accepted:
         logger.error("%s", report)
         raise refuse(report, complete=False)

@@ -11,10 +11,10 @@ from tools.weights.catalogue import PublicFile, choose_files
 from tools.weights.conversion import convert
 from tools.weights.downloads import download
 from tools.weights.files import read_state_dict
-from tools.weights.inflation import Inflation
 from tools.weights.layouts import recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import match
+from tools.weights.options import read_inflation
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def _fetch_file(file: PublicFile, mirror: str | None) -> Path:
     if file.converted is None or network is None:
         return path
     converted = file.bundle / file.converted
-    logger.info("%s", convert(path, network, converted, layout=file.layout))
+    logger.info("%s", convert(path, network, converted, layout=file.layout, inflation=file.inflation))
     return converted
 
 
@@ -73,7 +73,7 @@ def _check(part: Path, file: PublicFile) -> None:
             network,
             state_dict,
             file.layout,
-            inflation=Inflation(**file.inflation),  # type: ignore[arg-type]
+            inflation=read_inflation(file.inflation),
             source=file.url,
         )
         report.licence = file.licence

@@ -43,6 +43,7 @@ class MatchReport:
         untouched: tensors outside the layout's part of the network, which keep their values.
         missing: tensors that the file should have and has not.
         misshapen: tensors whose shapes do not fit, with both shapes.
+        remarks: what the file does not say, and what is assumed instead.
         norm_epsilon: what the layer norms of the transformer get, None if they keep theirs.
         network_values: numbers in the network's tensors.
         loaded_values: how many of them came from the file.
@@ -69,6 +70,7 @@ class MatchReport:
     untouched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     misshapen: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     norm_epsilon: float | None = None
     network_values: int = 0
     loaded_values: int = 0
@@ -101,7 +103,7 @@ class MatchReport:
         kinds = (*NETWORK_KINDS, *FILE_KINDS)
         facts = (
             *("source", "sha256", "size_bytes", "licence", "layout", "title", "description"),
-            *("family", "network", "network_description", "norm_epsilon", "accepted"),
+            *("family", "network", "network_description", "norm_epsilon", "remarks", "accepted"),
         )
         return {
             **{name: getattr(self, name) for name in facts},
@@ -128,6 +130,7 @@ class MatchReport:
                 f"{self.loaded_values / 1e6:.1f} of {self.network_values / 1e6:.1f} M values ({self.share:.0%})",
             ),
             *((("norms", f"epsilon {self.norm_epsilon:g}, the 2D network's"),) if self.norm_epsilon else ()),
+            *(("remark", remark) for remark in self.remarks),
             *((kind, _tell(getattr(self, kind))) for kind in NETWORK_KINDS if getattr(self, kind)),
             *((f"{kind} (file)", _tell(getattr(self, kind))) for kind in FILE_KINDS[1:] if getattr(self, kind)),
         ]
