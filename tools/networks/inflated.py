@@ -141,19 +141,30 @@ class InflatedEncoder(nn.Module):
             maps[-1] = self.model.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps
 
-    def resize_planar(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of what the timm model has and this encoder has not: its head, and all behind the last of `depths`."""
+        return self._pruned
+
+    def uses(self, name: str) -> bool:
+        """Tell whether a tensor in timm's names is neither of `unused` nor of a classifier."""
+        heads = tuple(f"{head}." for head in ensure_tuple(self.model.pretrained_cfg.get("classifier") or ()))
+        return name not in self._pruned and not name.startswith(heads)
+
+    def resize_planar(self, state_dict: Mapping[str, Tensor], keep_unused: bool = False) -> dict[str, Tensor]:
         """Fit a 2D checkpoint to this image size, as timm does when it loads pretrained weights.
 
         Tables of positions, absolute and relative, are resampled by the rules of the transformer's family. The patch
-        embedding keeps its colour channels: inflating it is another step. What this encoder lacks is dropped: heads,
-        and all behind the last of `depths`.
+        embedding keeps its colour channels: inflating it is another step.
 
         Args:
             state_dict: a checkpoint of the same timm model, made for square images of any size, with timm's names.
+            keep_unused: whether heads are returned too, under timm's names, and what timm does not know.
 
         Raises:
             CheckpointError: if it is of another model, or has positions that timm cannot resample.
         """
+        # timm would look for the layers that the tables of positions in `unused` belong to
         planar = {name: tensor for name, tensor in state_dict.items() if name not in self._pruned}
         subject, remedy = f"2D weights for {self.name}", "give a checkpoint of this timm model, for square images"
         # each family has its own function of this name, beside the class of the model; timm gives no other access
@@ -161,16 +172,14 @@ class InflatedEncoder(nn.Module):
         if adapt is not None:
             try:
                 planar = adapt(planar, self.model)
-            except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-                raise CheckpointError(subject, str(error), "tensors that timm can resample", remedy) from error
-        heads = tuple(f"{head}." for head in ensure_tuple(self.model.pretrained_cfg.get("classifier") or ()))
-        unused = {name for name in planar if name in self._pruned or name.startswith(heads)}
-        planar = {name: tensor for name, tensor in planar.items() if name not in unused}
+            except Exception as error:  # foreign code on a foreign file raises a dozen classes
+                found = str(error).partition("\n")[0] or type(error).__name__
+                raise CheckpointError(subject, found, "tensors that timm can resample", remedy) from error
         for name, tensor in self.model.state_dict().items():
             if name in planar and name != KERNEL and planar[name].shape != tensor.shape:
                 found, wanted = (" × ".join(map(str, shape)) for shape in (planar[name].shape, tensor.shape))
                 raise CheckpointError(subject, f"{name} of {found}", wanted, remedy)
-        return planar
+        return {name: tensor for name, tensor in planar.items() if keep_unused or self.uses(name)}
 
 
 class InflatedSegmenter(nn.Module):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
 from tools.errors import ConfigValueError
@@ -39,7 +41,7 @@ def adapt(
 
     Args:
         name: in the network.
-        tensor: from the checkpoint, of another shape or another projection.
+        tensor: from the checkpoint, of another shape, another projection or another position grid.
         wanted: the network's own.
         network: read for its patch size and grid.
         source_grid: patches along X, Y, Z of the checkpoint's position table, for grids that are no cubes.
@@ -47,11 +49,13 @@ def adapt(
     Raises:
         ConfigValueError: if `source_grid` does not have as many patches as the table has rows.
     """
+    if not tensor.ndim:
+        return None
     converters: tuple[tuple[re.Pattern[str], Callable[[], Adaptation | None]], ...] = (
         (PROJECTION, lambda: _adapt_projection(tensor, wanted, get_sizes(network, "patch_size"))),
-        (POSITION_TABLE, lambda: _adapt_positions(tensor, wanted, get_sizes(network, "feat_size"), source_grid)),
+        (POSITION_TABLE, lambda: _adapt_positions(tensor, wanted, get_grid(network), source_grid)),
         (WINDOW_TABLE, lambda: _adapt_window_table(tensor, wanted)),
-        (WINDOW_INDEX, lambda: Adaptation(wanted, "the index of this window size")),
+        (WINDOW_INDEX, lambda: _adapt_window_index(tensor, wanted)),
         (INPUT_LAYERS, lambda: _adapt_channels(tensor, wanted)),
     )
     return next((convert() for pattern, convert in converters if pattern.fullmatch(name)), None)
@@ -91,15 +95,55 @@ def resize_table(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tenso
 def get_sizes(network: nn.Module, attribute: str) -> tuple[int, ...] | None:
     """Return an attribute of a network that is a size along each axis, such as UNETR's `feat_size`; None without it."""
     value: Any = getattr(network, attribute, None)
-    return tuple(int(size) for size in value) if value is not None else None
+    # SwinUNETR has one number as its `patch_size`
+    return tuple(int(size) for size in value) if isinstance(value, Sequence) else None
+
+
+def get_grid(network: nn.Module) -> tuple[int, ...] | None:
+    """Return the patches of a ViT along X, Y and Z; None for other networks."""
+    if grid := get_sizes(network, "feat_size"):
+        return grid
+    voxels, patch = get_sizes(network, "img_size"), get_sizes(network, "patch_size")
+    return tuple(a // b for a, b in zip(voxels, patch, strict=True)) if voxels and patch else None
+
+
+def is_regridded(name: str, tensor: Tensor, network: nn.Module, source_grid: Sequence[int] | None) -> bool:
+    """Tell whether a position table has as many rows as the network's for another grid, as 4 × 4 × 4 and 8 × 8 × 1 do.
+
+    Raises:
+        ConfigValueError: if nobody can know, as the rows would fill a cube too.
+    """
+    grid = get_grid(network)
+    if grid is None or not POSITION_TABLE.fullmatch(name) or tensor.ndim != 3 or tensor.shape[1] != math.prod(grid):
+        return False
+    if source_grid is not None:
+        return tuple(source_grid) != grid
+    side = round(tensor.shape[1] ** (1 / 3))
+    if side**3 == tensor.shape[1] and grid != (side,) * 3:
+        raise ConfigValueError(
+            "position table of the checkpoint",
+            f"{tensor.shape[1]} patches, which fill a grid of {_by((side,) * 3)} as well as {_by(grid)}",
+            "the patches along X, Y and Z of its training crops",
+            f"give source_grid: {list(grid)} if its crops had the network's size, else their size divided by 16",
+        )
+    return False
+
+
+def has_standard_index(index: Tensor, wanted: Tensor) -> bool:
+    """Tell whether a window's index of relative positions, a constant, says what the network's does.
+
+    Half precision rounds the numbers above 2048, of which a window of 7 × 7 × 7 has 148: rounded alike they count as
+    equal.
+    """
+    return index.shape == wanted.shape and bool(torch.equal(index, wanted.to(index.dtype)))
 
 
 def _adapt_projection(tensor: Tensor, wanted: Tensor, patch_size: tuple[int, ...] | None) -> Adaptation | None:
-    if tensor.shape[0] != wanted.shape[0]:
+    if tensor.shape[0] != wanted.shape[0] or (tensor.ndim == 1) != (wanted.ndim == 1):
         return None
     if tensor.ndim == 1:  # the bias is the same in both projections
         return Adaptation(tensor, "projection renamed", exact=True)
-    if patch_size is None or tensor[0].numel() % math.prod(patch_size):
+    if patch_size is None or tensor.ndim not in (2, 5) or tensor[0].numel() % math.prod(patch_size):
         return None
     kernel = tensor if tensor.ndim == 5 else order_as_convolution(tensor, patch_size)
     if tuple(kernel.shape[2:]) != patch_size:
@@ -107,6 +151,8 @@ def _adapt_projection(tensor: Tensor, wanted: Tensor, patch_size: tuple[int, ...
     steps = [] if tensor.ndim == wanted.ndim else ["conv -> perceptron" if wanted.ndim == 2 else "perceptron -> conv"]
     channels = wanted[0].numel() // math.prod(patch_size)
     exact = kernel.shape[1] == channels
+    if not kernel.shape[1]:
+        return None
     if not exact:
         steps.append(_tell_channels(kernel.shape[1], channels))
         kernel = spread_channels(kernel, channels)
@@ -131,7 +177,22 @@ def _adapt_positions(
     return Adaptation(resize_table(tensor, old, grid), f"position grid {_by(old)} -> {_by(grid)}")
 
 
+def _adapt_window_index(tensor: Tensor, wanted: Tensor) -> Adaptation | None:
+    width = round(tensor.shape[0] ** (1 / 3))
+    if width < 1 or tuple(tensor.shape) != (width**3,) * 2 or not has_standard_index(tensor, _index_window(width)):
+        return None
+    return Adaptation(wanted, "the index of this window size")
+
+
+def _index_window(width: int) -> Tensor:
+    """Return the index of relative positions in a cubic window of MONAI's."""
+    attention: Any = WindowAttention(1, 1, (width,) * 3)
+    return attention.relative_position_index
+
+
 def _adapt_window_table(tensor: Tensor, wanted: Tensor) -> Adaptation | None:
+    if tensor.ndim != 2 or wanted.ndim != 2:
+        return None
     old, new = (round(table.shape[0] ** (1 / 3)) for table in (tensor, wanted))
     if tensor.shape[1:] != wanted.shape[1:] or old**3 != tensor.shape[0] or new**3 != wanted.shape[0]:
         return None
@@ -141,6 +202,8 @@ def _adapt_window_table(tensor: Tensor, wanted: Tensor) -> Adaptation | None:
 
 def _adapt_channels(tensor: Tensor, wanted: Tensor) -> Adaptation | None:
     if tensor.ndim != wanted.ndim or tensor.shape[0] != wanted.shape[0] or tensor.shape[2:] != wanted.shape[2:]:
+        return None
+    if not tensor.shape[1]:
         return None
     return Adaptation(spread_channels(tensor, wanted.shape[1]), _tell_channels(tensor.shape[1], wanted.shape[1]))
 

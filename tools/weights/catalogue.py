@@ -18,6 +18,7 @@ from tools.errors import ConfigValueError
 from tools.networks.patch_merging import FORMS
 from tools.reports import format_table
 from tools.weights.layouts import LAYOUTS
+from tools.weights.options import read_inflation
 
 FILE_NAME = "large_files.yml"
 
@@ -118,6 +119,24 @@ def list_files() -> str:
     return format_table(["bundle", "name", "size", "here", "licence"], rows)
 
 
+def _check_types(entry: Mapping[str, Any], place: str) -> None:
+    """Raise `ConfigValueError` if a value of an entry is of another type than its key wants."""
+    for name, kind, wanted in (
+        *(
+            (name, str, "a text")
+            for name in ("name", "path", "url", "licence", "layout", "hash_val", "hash_type", "converted")
+        ),
+        *((name, int, "a whole number") for name in ("size_bytes", "size_mb")),
+        ("network", Mapping, "a mapping with _target_"),
+    ):
+        value = entry.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ConfigValueError(place, f"{name} {value!r}", wanted, "correct the entry")
+    if "_target_" not in entry.get("network", {"_target_": None}):
+        raise ConfigValueError(place, "a network without _target_", "the name of its class", "complete the entry")
+    read_inflation(entry.get("inflation"), f"{place}, inflation")
+
+
 def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
     place = f"{source}, entry {position + 1}"
     fields = {field.name: field for field in dataclasses.fields(PublicFile) if field.name != "bundle"}
@@ -130,6 +149,7 @@ def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and not entry.get(name):
             raise ConfigValueError(place, f"no {name}", f"an entry with {name}", "complete the entry")
+    _check_types(entry, place)
     for name in ("path", "converted"):
         path = PurePosixPath(entry.get(name) or ".")
         if path.is_absolute() or ".." in path.parts:

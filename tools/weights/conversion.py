@@ -17,12 +17,13 @@ from tools.errors import CheckpointError, ConfigValueError
 from tools.files import compute_sha256, write_atomically
 from tools.networks.patch_merging import AUTO, choose_form
 from tools.weights.files import read_weights, save_checkpoint
-from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN, PART, recognize, strip_prefixes
+from tools.weights.layouts import recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import describe_network, match
 from tools.weights.merging_forms import HEADER, find_form, split_marks
+from tools.weights.options import read_inflation, read_path
 from tools.weights.origins import find_origin
+from tools.weights.parts import choose_layout, complete_report, describe_weights
 from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def inspect(path: str | Path) -> str:
         MissingFileError: if there is no such file.
         CheckpointError: if it is no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = read_path("file", path)
     state_dict, facts = read_weights(path)
     sha256 = compute_sha256(path)
     weights, marks = split_marks(state_dict)
@@ -76,7 +77,7 @@ def compare(path: str | Path, network: nn.Module, patch_merging: str = AUTO) -> 
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
     """
-    return _match_file(Path(path).expanduser(), network, "auto", None, patch_merging)[1]
+    return _match_file(read_path("file", path), network, "auto", None, patch_merging=patch_merging)[1]
 
 
 def build_network(bundle: str, config_files: Sequence[str | Path] = ()) -> nn.Module:
@@ -101,6 +102,7 @@ def convert(
     layout: str = "auto",
     inflation: Mapping[str, str] | None = None,
     patch_merging: str = AUTO,
+    allow_unused: str | None = None,
 ) -> str:
     """Write the weights in `path` under the names and in the shapes of `network`, and return the report.
 
@@ -115,16 +117,20 @@ def convert(
         layout: of `path`.
         inflation: arguments of `Inflation`, for 2D weights.
         patch_merging: the form that the weights were trained with, where nothing else tells it.
+        allow_unused: as of `match`.
 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
-        ConfigValueError: if `out` has another ending, or a part is to be written as `.pt`.
+        ConfigValueError: if `out` has another ending or cannot be written, or a part is to be written as `.pt`.
     """
-    path, out = Path(path).expanduser(), Path(out).expanduser()
+    path, out = read_path("file", path), read_path("--out", out)
+    if out.is_dir() or (out.exists() and path.exists() and out.samefile(path)):
+        found = f"{out}, " + ("a folder" if out.is_dir() else "the file that is read")
+        raise ConfigValueError("--out", found, "the name of a new file", "give another name")
     if out.suffix not in (".safetensors", ".pt"):
         raise ConfigValueError("--out", str(out), "a .safetensors or .pt file", "correct the name")
-    values, report = _match_file(path, network, layout, inflation, patch_merging)
+    values, report = _match_file(path, network, layout, inflation, allow_unused, patch_merging)
     if report.patch_merging is not None:
         choose_form(network, report.patch_merging)
     whole = not (report.untouched or report.fresh)
@@ -138,19 +144,17 @@ def convert(
     wanted = network.state_dict()
     tensors = {name: value.to(wanted[name].dtype).contiguous() for name, value in values.items()}
     tensors = {**(wanted if whole else split_marks(wanted)[1]), **tensors}
-    written_form = {HEADER: report.patch_merging} if report.patch_merging else {}
-    if out.suffix == ".pt":
-        save_checkpoint({"model": tensors, **written_form}, out)
-    else:
-        header = {
-            "format": "pt",
-            "layout": OWN.name if whole else PART,
-            "licence": report.licence,
-            "source": f"{path.name}, sha256 {report.sha256}, {report.title}",
-            **written_form,
-        }
-        with write_atomically(out) as temporary:
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
+    try:
+        if out.suffix == ".pt":
+            form = {HEADER: report.patch_merging} if report.patch_merging else {}
+            save_checkpoint({"model": tensors, **form}, out)
+        else:
+            header = describe_weights(report, path, len(tensors), whole)
+            with write_atomically(out) as temporary:
+                save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata=header)
+    except OSError as error:
+        found, remedy = f"{out}, where nothing can be written ({error.strerror or error})", "give another name"
+        raise ConfigValueError("--out", found, "a file in a folder of yours, with room for it", remedy) from error
     written = "whole network" if whole else "a part of the network, for --pretrained"
     return f"{report}\nwritten  {out}: {len(tensors)} tensors, {written}"
 
@@ -160,20 +164,23 @@ def _match_file(
     network: nn.Module,
     layout: str,
     inflation: Mapping[str, str] | None,
+    allow_unused: str | None = None,
     patch_merging: str = AUTO,
 ) -> tuple[dict[str, Tensor], MatchReport]:
+    settings = read_inflation(inflation)
     state_dict, facts = read_weights(path)
     sha256 = compute_sha256(path)
     values, report = match(
         network,
         state_dict,
-        layout,
-        inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        choose_layout(layout, facts, len(state_dict), path),
+        allow_unused=allow_unused,
+        inflation=settings,
         patch_merging=patch_merging,
         origin=find_origin(path, state_dict, facts, sha256),
         source=str(path),
     )
-    report.sha256, report.size_bytes = sha256, path.stat().st_size
+    complete_report(report, facts, path, sha256)
     if not report.accepted:
         logger.error("%s", report)
         raise refuse(report, complete=False)

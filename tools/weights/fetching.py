@@ -12,10 +12,10 @@ from tools.weights.catalogue import PublicFile, choose_files
 from tools.weights.conversion import convert
 from tools.weights.downloads import download
 from tools.weights.files import read_state_dict
-from tools.weights.inflation import Inflation
 from tools.weights.layouts import recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import match
+from tools.weights.options import read_inflation
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ def _fetch_file(file: PublicFile, mirror: str | None) -> Path:
     if file.converted is None or network is None:
         return path
     converted = file.bundle / file.converted
-    logger.info("%s", convert(path, network, converted, layout=file.layout, patch_merging=file.patch_merging or AUTO))
+    merging = file.patch_merging or AUTO
+    report = convert(path, network, converted, layout=file.layout, inflation=file.inflation, patch_merging=merging)
+    logger.info("%s", report)
     return converted
 
 
@@ -74,7 +76,7 @@ def _check(part: Path, file: PublicFile) -> None:
             network,
             state_dict,
             file.layout,
-            inflation=Inflation(**file.inflation),  # type: ignore[arg-type]
+            inflation=read_inflation(file.inflation),
             patch_merging=file.patch_merging or AUTO,
             source=file.url,
         )

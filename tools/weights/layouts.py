@@ -18,6 +18,7 @@ from tools.errors import ConfigValueError
 # prefixes that wrappers put before the names: DataParallel, torch.compile, and the training scripts of VoCo and others
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "net.")
 
+_TOKENS = "class and register tokens, to which the others attend in the file's network: UNETR has none"
 # MONAI >= 1.4 creates these in every transformer block and uses them for cross-attention only, which no segmentation
 # network has: 24 tensors of a 12-layer UNETR that files of MONAI <= 1.3 lack.
 UNUSED = {r".*\.norm_cross_attn\.(weight|bias)": "never used in the forward pass"}
@@ -40,6 +41,7 @@ class Layout:
         drops: patterns of names in the file that are left out, and why.
         fills: names in the network that the file must provide.
         may_lack: names in the network that it need not provide all the same, and why.
+        proofs: patterns in `may_lack`, and names in the file of which one must show that its network lacks them too.
         family: the network it belongs to, for messages.
         planar: whether it is a 2D network, to be inflated.
         normalization: intensities that a 2D network expects, a key of `inflation.NORMALIZATIONS`.
@@ -58,6 +60,7 @@ class Layout:
     absent: Collection[str] = ()
     drops: Mapping[str, str] = field(default_factory=dict)
     may_lack: Mapping[str, str] = field(default_factory=dict)
+    proofs: Mapping[str, str] = field(default_factory=dict)
     planar: bool = False
     normalization: str = "imagenet"
     norm_epsilon: float | None = None
@@ -141,7 +144,8 @@ VIT_AUTOENCODER = Layout(
     drops={
         r"conv3d_transpose(_1)?\.(weight|bias)": "decoder of the pretext task",
         r"(projection|classification_head)\..*": "head of the pretext task",
-        r"(patch_embedding\.)?cls_token": "class token",
+        r"patch_embedding\.cls_token": "never used in the forward pass of MONAI 0.7",
+        r"cls_token": _TOKENS,
         **CROSS_ATTENTION,
     },
     renames={r"((?:patch_embedding|blocks|norm)\..*)": r"vit.\1"},
@@ -157,19 +161,49 @@ _PLANAR_BLOCKS = {
     r"blocks\.(\d+)\.(norm[12]|attn\.qkv)\.(weight|bias)": r"vit.blocks.\1.\2.\3",
     r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"vit.blocks.\1.attn.out_proj.\2",
     r"blocks\.(\d+)\.mlp\.fc([12])\.(weight|bias)": r"vit.blocks.\1.mlp.linear\2.\3",
-    r"(?:fc_)?norm\.(weight|bias)": r"vit.norm.\1",
+    r"norm\.(weight|bias)": r"vit.norm.\1",
 }
-_PLANAR_DROPS = {
-    r"cls_token|dist_token|reg_token|register_tokens": "class and register tokens",
+_HEADS = {
     r"mask_token": "token of the pretext task",
-    r"(head|head_dist|fc|dino_head|ibot_head|last_layer|decoder)\..*|decoder_.*": "head of the 2D task",
+    r"fc_norm\.(weight|bias)": "normalizes the mean of all tokens, for the head of the 2D task",
+    r"(head|head_dist|fc|pre_logits|attn_pool|lm_head|dino_head|ibot_head|last_layer)\..*": "head of the 2D task",
+    r"decoder\..*|decoder_(pos_embed|(embed|blocks|norm|pred)\..*)": "head of the 2D task",
 }
+_PLANAR_DROPS = {r"cls_token|dist_token|reg_token|register_tokens": _TOKENS, **_HEADS}
+# the last normalization may be in the head: that of the mean of all tokens
+_NO_NORM = {r"vit\.norm\.(weight|bias)": "the 2D network normalizes the mean of its tokens, not the tokens"}
+_NORM_PROOF = dict.fromkeys(_NO_NORM, r"fc_norm\.weight")
+_POSITIONS = r"vit\.patch_embedding\.position_embeddings"
+
+DINOV3_2D = Layout(
+    name="dinov3_2d",
+    title="DINOv3, names of timm (rotary positions, which no tensor holds)",
+    source="github.com/huggingface/pytorch-image-models",
+    marks={r"patch_embed\.proj\.weight": 4, r"blocks\.0\.gamma_1": 1, r"reg_token": 3},
+    absent=(r"pos_embed", r".*relative_position_bias_table"),
+    drops=_PLANAR_DROPS,
+    renames=_PLANAR_BLOCKS,
+    fills=r"vit\..*",
+    may_lack={
+        **UNUSED,
+        _POSITIONS: "the 2D network turns queries and keys by their positions, UNETR does not: features differ from "
+        "the 2D network's",
+    },
+    family="UNETR",
+    planar=True,
+    norm_epsilon=1e-5,
+    licence="that of the 2D weights (DINOv3: its own)",
+    counts="one for each tensor of the 2D trunk",
+)
 
 BEIT_2D = Layout(
     name="beit_2d",
-    title="BEiT and its like (relative positions, LayerScale as gamma_1 and gamma_2), names of timm",
+    title="BEiT and its like (relative positions, biases of queries and values), names of timm",
     source="github.com/huggingface/pytorch-image-models",
-    marks={r"patch_embed\.proj\.weight": 4, r"blocks\.0\.(gamma_1|attn\.q_bias)": 1},
+    marks={
+        r"patch_embed\.proj\.weight": 4,
+        r"blocks\.0\.attn\.(q_bias|relative_position_bias_table)|rel_pos_bias\.relative_position_bias_table": None,
+    },
     drops={
         r"(blocks\.\d+\.attn|rel_pos_bias)\.relative_position_(bias_table|index)": "UNETR has no relative positions: "
         "features differ from the 2D network's",
@@ -177,16 +211,13 @@ BEIT_2D = Layout(
     },
     renames=_PLANAR_BLOCKS,
     fills=r"vit\..*",
-    may_lack={
-        **UNUSED,
-        r"vit\.patch_embedding\.position_embeddings": "the 2D network has no absolute positions",
-        r"vit\.norm\.(weight|bias)": "the 2D network has no final normalization",
-    },
+    may_lack={**UNUSED, _POSITIONS: "the 2D network has no absolute positions", **_NO_NORM},
+    proofs={_POSITIONS: r".*relative_position_bias_table", **_NORM_PROOF},
     family="UNETR",
     planar=True,
     norm_epsilon=1e-6,
     normalization="half",
-    licence="that of the 2D weights (BEiT: MIT, DINOv3: its own)",
+    licence="that of the 2D weights (BEiT: MIT)",
     counts="one for each tensor of the 2D trunk",
 )
 
@@ -198,7 +229,8 @@ VIT_2D = Layout(
     drops=_PLANAR_DROPS,
     renames=_PLANAR_BLOCKS,
     fills=r"vit\..*",
-    may_lack={**UNUSED, r"vit\.norm\.(weight|bias)": "the 2D network has no final normalization"},
+    may_lack={**UNUSED, **_NO_NORM},
+    proofs=_NORM_PROOF,
     family="UNETR",
     planar=True,
     norm_epsilon=1e-6,
@@ -209,7 +241,7 @@ VIT_2D = Layout(
 _SWIN_DROPS = {
     r"(rotation_head|contrastive_head|rotation_pre|contrastive_pre|conv)\..*": "head of the pretext task",
     r"norm\.(weight|bias)": "normalization before the heads of the pretext task",
-    r"(student|teacher|proj_head|predictor)\..*": "head of the pretext task",
+    r"(proj_head|predictor|(student|teacher)\.layer[123])\..*": "head of the pretext task",  # VoCo's heads
 }
 
 SWIN_SSL_0_8_1 = Layout(
@@ -291,6 +323,12 @@ TIMM = Layout(
     title="a 2D transformer in the names of timm",
     source="github.com/huggingface/pytorch-image-models",
     marks={r"patch_embed\.proj\.weight": 4},
+    drops={
+        **{name: reason for name, reason in _HEADS.items() if not name.startswith("fc_norm")},
+        r"(.*\.)?(relative_position_index|attn_mask)": "a constant",
+        r"(rope|rope_embed)\.periods": "a constant",
+        r"(projectors|local_cls_norm)\..*": "head of the pretext task",
+    },
     renames={r"(.*)": r"encoder.model.\1"},
     fills=r"encoder\.model\..*",
     family="InflatedSegmenter",
@@ -306,6 +344,7 @@ LAYOUTS = {
         UNETR_0_7,
         UNETR_0_9,
         VIT_AUTOENCODER,
+        DINOV3_2D,
         BEIT_2D,
         VIT_2D,
         SWIN_SSL_0_8_1,
@@ -331,7 +370,7 @@ def get_layout(name: str) -> Layout:
     Raises:
         ConfigValueError: if there is none.
     """
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:
         raise ConfigValueError("layout", repr(name), f"auto or one of {', '.join(LAYOUTS)}", "correct it")
     return LAYOUTS[name]
 

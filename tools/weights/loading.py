@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,10 +17,11 @@ from tools.files import compute_sha256
 from tools.hardware import is_main_process
 from tools.networks.patch_merging import AUTO, choose_form
 from tools.weights.files import read_weights
-from tools.weights.inflation import Inflation
-from tools.weights.layouts import OWN, PART, TIMM
+from tools.weights.layouts import OWN, TIMM
 from tools.weights.matching import APPROXIMATELY, match
+from tools.weights.options import check_names, read_inflation, read_path
 from tools.weights.origins import RUN, find_origin
+from tools.weights.parts import choose_layout, complete_report
 from tools.weights.report import MatchReport
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,9 @@ def load(
     *,
     complete: bool = False,
     allow_missing: str | None = None,
+    allow_unused: str | None = None,
     source_grid: Sequence[int] | None = None,
+    source_heads: int | None = None,
     inflation: Mapping[str, str] | None = None,
     patch_merging: str = AUTO,
     report_dir: str | Path | None = None,
@@ -51,7 +56,10 @@ def load(
         complete: whether every tensor of the network must come from the file, exactly, as inference needs it.
         allow_missing: pattern of names in the network that may keep their first values all the same, such as
             `stem.*|fusion.*` to finetune a variant from the plain network.
+        allow_unused: pattern of names in the file that may be left out all the same, such as a head that no layout
+            knows.
         source_grid: patches along X, Y, Z that the file's position table is for, where they form no cube.
+        source_heads: attention heads of the file's network, where it is known to have others than such networks do.
         inflation: arguments of `Inflation`, for 2D weights.
         patch_merging: the form that the weights were trained with, for files of which nothing tells it; a network that
             names one itself counts as much.
@@ -65,25 +73,26 @@ def load(
         CheckpointError: if it is unreadable or does not fit; its text says what was found and what to do.
         ConfigValueError: if an argument is wrong.
     """
-    path = Path(path).expanduser()
+    path = read_path("path", path)
+    settings = read_inflation(inflation)
     state_dict, facts = read_weights(path)
     sha256 = compute_sha256(path)
-    if layout == "auto" and facts.get("layout") == PART:
-        layout = PART
+    layout = choose_layout(layout, facts, len(state_dict), path)
     values, report = match(
         network,
         state_dict,
         layout,
         complete=complete,
         allow_missing=allow_missing,
+        allow_unused=allow_unused,
         source_grid=source_grid,
-        inflation=Inflation(**(inflation or {})),  # type: ignore[arg-type]
+        source_heads=source_heads,
+        inflation=settings,
         patch_merging=patch_merging,
         origin=find_origin(path, state_dict, facts, sha256),
         source=str(path),
     )
-    report.sha256, report.size_bytes = sha256, path.stat().st_size
-    report.licence = facts.get("licence", report.licence)
+    complete_report(report, facts, path, sha256)
     if report_dir is not None and is_main_process():
         report.write(report_dir)
     return _fill(network, values, report, complete)
@@ -110,11 +119,16 @@ def initialize(network: Network, path: str | Path | None, **options: object) -> 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is unreadable or does not fit.
+        ConfigValueError: if an option does not exist or makes no sense.
         DownloadError: if timm's weights cannot be had.
     """
+    known = [name for name in inspect.signature(load).parameters if name not in ("network", "path")]
+    check_names(options.keys(), known, "network, the weights to start from")
+    read_inflation(options.get("inflation"))
     if path is None:
         logger.info("training starts from random weights")
         return network
+    path = read_path("pretrained", path)
     if str(path) == TIMM.name:
         from tools.weights.timm_models import fetch_timm  # locks files, which Windows does in another way
 
@@ -131,7 +145,7 @@ def _fill(network: Network, values: Mapping[str, Tensor], report: MatchReport, c
     network.load_state_dict({**network.state_dict(), **values})
     if report.norm_epsilon is not None:
         # with MONAI's 1e-5 the blocks of DINOv2 drift from the 2D network's by 2e-4, with this by 1e-5
-        for module in network.get_submodule("vit").modules():
+        for module in getattr(network, "vit", nn.Module()).modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = report.norm_epsilon
     if is_main_process():
@@ -178,6 +192,11 @@ def _find_remedy(report: MatchReport, complete: bool) -> str:
     ]
     if differing:
         return f"{holds}, with {', '.join(differing)}: set the arguments of network_def so, or give another file"
+    if report.unexpected and not (report.missing or report.misshapen):
+        return (
+            f"{holds}: use the network that has them, or, if they are a head or the like, leave them out with "
+            f"allow_unused: {re.escape(report.unexpected[0])}"
+        )
     return (
         f"{holds}: use the overlay that belongs to it (models/<name>.yaml), set the arguments of network_def as they "
         "were in training, or give another file"

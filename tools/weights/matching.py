@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks.patch_merging import AUTO
-from tools.weights.adaptation import PROJECTION, adapt
+from tools.weights.adaptation import PROJECTION, WINDOW_INDEX, adapt, get_sizes, has_standard_index, is_regridded
+from tools.weights.contradictions import HEAD, find_contradictions
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import (
     OWN,
@@ -28,10 +29,13 @@ from tools.weights.layouts import (
     strip_prefixes,
 )
 from tools.weights.merging_forms import Origin, find_form, split_marks
-from tools.weights.planar import Part, fold_layer_scale, inflate, inflate_encoder, join_biases, takes_timm
+from tools.weights.options import check_pattern, check_source_grid, check_source_heads
+from tools.weights.planar import Part, find_gaps, fold_layer_scale, inflate, join_biases
+from tools.weights.remarks import list_remarks
 from tools.weights.report import MatchReport
+from tools.weights.timm_encoders import inflate_encoder, takes_timm
+from tools.weights.values import check_floats, check_kind, convert_kind
 
-HEAD = re.compile(r"out\.conv\.conv\.(weight|bias)")
 # a projection without this bias computes what one with a bias of zeros does
 ZERO_BIAS = re.compile(r".*attn\.qkv\.bias")
 APPROXIMATELY = "approximately"  # ends the note of a conversion that changes what the network computes
@@ -44,7 +48,9 @@ def match(
     *,
     complete: bool = False,
     allow_missing: str | None = None,
+    allow_unused: str | None = None,
     source_grid: Sequence[int] | None = None,
+    source_heads: int | None = None,
     inflation: Inflation | None = None,
     patch_merging: str = AUTO,
     origin: Origin | None = None,
@@ -59,7 +65,9 @@ def match(
         complete: whether every tensor must come from the checkpoint and fit without approximation, as for inference;
             otherwise a layout may fill a part of the network, and grids, channels and classes may differ.
         allow_missing: pattern of names in the network that may keep their first values all the same.
+        allow_unused: pattern of names in the checkpoint that may be left out all the same.
         source_grid: patches along X, Y, Z of the checkpoint's position table, for grids that are no cubes.
+        source_heads: attention heads of the checkpoint's network, which no tensor tells.
         inflation: how a 2D network is inflated.
         patch_merging: the form that a Swin transformer was trained with, if the network does not name it already;
             `auto`: what the file, its origin or its numbers tell.
@@ -70,26 +78,35 @@ def match(
         The values by their names in the network, and the report; `report.accepted` says whether they may be loaded.
 
     Raises:
-        CheckpointError: if two keys of the checkpoint mean the same tensor, or nothing tells the patch merging.
+        CheckpointError: if two keys of the checkpoint mean the same tensor, its numbers are none of weights, or nothing
+            tells the patch merging.
         ConfigValueError: if an argument does not fit.
     """
+    check_pattern("allow_missing", allow_missing)
+    check_pattern("allow_unused", allow_unused)
+    check_source_grid(source_grid)
+    check_source_heads(source_heads)
+    inflation = inflation or Inflation()
     state_dict, marks = split_marks(state_dict)
     wanted, _ = split_marks(network.state_dict())
     tensors, table = _choose_layout(state_dict, network, layout, source)
     report = MatchReport(source, table.name, table.title, table.family, type(network).__name__, table.licence)
     report.network_values = sum(tensor.numel() for tensor in wanted.values())
     with _name_source(source):
-        parts = _prepare(tensors, table, network, inflation or Inflation(), report)
+        parts = _prepare(tensors, table, network, inflation, allow_unused, report)
     renamed = _rename(parts, table, wanted, report)
     report.description = describe_network({name: part.tensor for name, part in renamed.items()})
     report.norm_epsilon = table.norm_epsilon
     report.network_description = describe_network(wanted)
     with _name_source(source):
-        values = _place(renamed, network, wanted, source_grid, allow_missing, report)
-    _tell_absent(values, wanted, table, allow_missing, report)
+        values = _place(renamed, network, wanted, source_grid, allow_missing, complete, report)
+    _tell_absent(values, wanted, tensors, table, allow_missing, report)
     report.loaded_values = sum(wanted[name].numel() for name in (*report.matched, *report.reshaped))
-    surplus = [name for name in report.unexpected if re.fullmatch(table.fills, table.rename(name) or name)]
-    faults: list[object] = [*report.missing, *report.misshapen, *surplus]
+    faults: list[object] = [*report.missing, *report.misshapen, *report.unexpected]
+    if report.num_loaded and not faults:
+        normalization = _choose_normalization(table, inflation)
+        with _name_source(source):
+            report.remarks += list_remarks(network, table.planar, normalization, source_grid, source_heads)
     if complete:
         faults += [*report.fresh, *report.untouched]
         faults += [name for name, note in report.reshaped.items() if note.endswith(APPROXIMATELY)]
@@ -110,24 +127,25 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read from the shapes of weights, named as in the network, which arguments it was built with."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def find(pattern: str) -> tuple[int, ...] | None:
-        return next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
+    def find(pattern: str, ndim: int | None = None) -> tuple[int, ...] | None:
+        found = (shape for name, shape in shapes.items() if re.fullmatch(pattern, name))
+        return next((shape for shape in found if ndim in (None, len(shape))), None)
 
     facts: dict[str, Any] = {}
-    if positions := find(r"vit\.patch_embedding\.position_embeddings"):
+    if positions := find(r"vit\.patch_embedding\.position_embeddings", 3):
         facts |= {"hidden_size": positions[2], "patches": positions[1]}
-    if mlp := find(r"vit\.blocks\.0\.mlp\.linear1\.weight"):
+    if mlp := find(r"vit\.blocks\.0\.mlp\.linear1\.weight", 2):
         facts |= {"hidden_size": mlp[1], "mlp_dim": mlp[0]}
     if any(name.startswith("vit.blocks.") for name in shapes):
         facts["num_layers"] = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("vit.blocks."))
         facts["proj_type"] = "perceptron" if find(r"vit\..*patch_embeddings\.1\.weight") else "conv"
         facts["qkv_bias"] = find(r"vit\.blocks\.0\.attn\.qkv\.bias") is not None
-    if embedding := find(r"swinViT\.patch_embed\.proj\.weight"):
+    if embedding := find(r"swinViT\.patch_embed\.proj\.weight", 5):
         facts |= {"feature_size": embedding[0], "in_channels": embedding[1]}
         facts["use_v2"] = find(r"swinViT\.layers1c\..*") is not None
-    if first := find(r"encoder1\.layer\.conv1\.conv\.weight"):
+    if first := find(r"encoder1\.layer\.conv1\.conv\.weight", 5):
         facts |= {"feature_size": first[0], "in_channels": first[1]}
-    if head := find(r"out\.conv\.conv\.weight"):
+    if head := find(r"out\.conv\.conv\.weight", 5):
         facts["out_channels"] = head[0]
     return facts
 
@@ -175,31 +193,50 @@ def _name_source(source: str) -> Iterator[None]:
     """Put the file in front of what is wrong in it."""
     try:
         yield
-    except ConfigValueError as error:
-        raise ConfigValueError(f"{source}, {error.subject}", error.found, error.wanted, error.remedy) from error
+    except (CheckpointError, ConfigValueError) as error:
+        raise type(error)(f"{source}, {error.subject}", error.found, error.wanted, error.remedy) from error
 
 
 def _prepare(
-    tensors: Mapping[str, Tensor], table: Layout, network: nn.Module, inflation: Inflation, report: MatchReport
+    tensors: Mapping[str, Tensor],
+    table: Layout,
+    network: nn.Module,
+    inflation: Inflation,
+    allow_unused: str | None,
+    report: MatchReport,
 ) -> dict[str, Part]:
     """Sort out what the layout drops; fold and inflate what a 2D network has and a 3D one has not."""
     parts = {}
     for name, tensor in tensors.items():
-        reason = table.find_drop(name)
+        # of a timm model the names say what to do with others, until timm has converted them
+        reason = None if table is TIMM else table.find_drop(name)
+        if allow_unused is not None and re.fullmatch(allow_unused, name):
+            reason = "left out, as allow_unused says"
         if reason is None:
             parts[name] = Part(tensor, (name,))
+            (check_floats if table.planar and table.find_drop(name) is None else check_kind)(name, tensor)
         else:
             report.dropped[name] = reason
     if table.planar:
-        normalization = table.normalization if inflation.normalization == "auto" else inflation.normalization
         # folding in float32 and float64: half-precision files are common
-        parts = {name: Part(part.tensor.float(), part.sources) for name, part in parts.items()}
+        parts = {
+            name: Part(part.tensor.float() if part.tensor.is_floating_point() else part.tensor, part.sources)
+            for name, part in parts.items()
+        }
         if table is TIMM:
-            inflated = inflate_encoder(parts, network, inflation)
-            report.dropped |= {name: "not part of the encoder" for name in parts if name not in inflated}
-            return inflated
-        return inflate(join_biases(fold_layer_scale(parts)), network, inflation, normalization)
+            parts, dropped = inflate_encoder(parts, network, inflation)
+            report.dropped |= dropped
+            return parts
+        if gaps := find_gaps(parts):
+            found, remedy = f"no {gaps[0]}, which other blocks have", "download or copy the file again"
+            raise CheckpointError(f"{len(gaps)} tensors", found, "the same parts in all blocks", remedy)
+        parts = join_biases(fold_layer_scale(parts))
+        return inflate(parts, network, inflation, _choose_normalization(table, inflation))
     return parts
+
+
+def _choose_normalization(table: Layout, inflation: Inflation) -> str:
+    return table.normalization if inflation.normalization == "auto" else inflation.normalization
 
 
 def _rename(
@@ -233,23 +270,37 @@ def _place(
     wanted: Mapping[str, Tensor],
     source_grid: Sequence[int] | None,
     allow_missing: str | None,
+    complete: bool,
     report: MatchReport,
 ) -> dict[str, Tensor]:
     """Return the values of the tensors that fit as they are or after a conversion; tell the others in the report."""
     values: dict[str, Tensor] = {}
+    tensors = {name: part.tensor for name, part in renamed.items()}
+    contradictions = find_contradictions(tensors, wanted, get_sizes(network, "patch_size"))
     for name, part in renamed.items():
         if name not in wanted:
-            report.unexpected += part.sources
+            _tell_surplus(name, part, report)
             continue
         tensor, note = part.tensor, part.note
-        if tensor.shape != wanted[name].shape or part.other_projection:
+        if name in contradictions:
+            report.misshapen[name] = contradictions[name]
+            report.unexpected += part.sources
+            continue
+        other_grid = not complete and not part.note and is_regridded(name, tensor, network, source_grid)
+        if tensor.shape != wanted[name].shape or part.other_projection or other_grid:
             adaptation = adapt(name, tensor, wanted[name], network, source_grid)
             if adaptation is None:
                 _tell_misfit(name, part, wanted[name], allow_missing, report)
                 continue
             tensor = adaptation.tensor
             note = ", ".join(filter(None, (note, adaptation.note, "" if adaptation.exact else APPROXIMATELY)))
-        values[name] = tensor
+        elif WINDOW_INDEX.fullmatch(name):
+            if not has_standard_index(tensor, wanted[name]):
+                report.misshapen[name] = "positions of another kind of window"
+                report.unexpected += part.sources
+                continue
+            tensor = wanted[name]
+        values[name] = convert_kind(name, tensor, wanted[name])
         report.used += [source for source in part.sources if source not in report.used]
         if note:
             report.reshaped[name] = note
@@ -258,11 +309,21 @@ def _place(
     return values
 
 
+def _tell_surplus(name: str, part: Part, report: MatchReport) -> None:
+    """Tell what has no place in the network: nothing that computes may be left out for that."""
+    if not part.tensor.numel():
+        report.dropped |= dict.fromkeys(part.sources, "empty")
+    elif ZERO_BIAS.fullmatch(name) and not part.tensor.any():
+        report.dropped |= dict.fromkeys(part.sources, "zeros, and the network's projection has no bias")
+    else:
+        report.unexpected += part.sources
+
+
 def _tell_misfit(name: str, part: Part, wanted: Tensor, allow_missing: str | None, report: MatchReport) -> None:
-    classes, wanted_classes = part.tensor.shape[0], wanted.shape[0]
     if allow_missing is not None and re.fullmatch(allow_missing, name):
         report.dropped |= dict.fromkeys(part.sources, "of another shape, which allow_missing permits")
-    elif HEAD.fullmatch(name) and part.tensor.shape[1:] == wanted.shape[1:]:
+    elif HEAD.fullmatch(name) and part.tensor.ndim and part.tensor.shape[1:] == wanted.shape[1:]:
+        classes, wanted_classes = part.tensor.shape[0], wanted.shape[0]
         report.fresh[name] = f"{classes} classes in the file, {wanted_classes} wanted"
         report.dropped |= dict.fromkeys(part.sources, f"output layer for {classes} classes, not {wanted_classes}")
     else:
@@ -273,20 +334,31 @@ def _tell_misfit(name: str, part: Part, wanted: Tensor, allow_missing: str | Non
 def _tell_absent(
     values: dict[str, Tensor],
     wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     table: Layout,
     allow_missing: str | None,
     report: MatchReport,
 ) -> None:
     """Sort the network's tensors that got no value; biases that are zero by their absence get zeros."""
+    has_biases = any(ZERO_BIAS.fullmatch(name) for name in values)
     for name, tensor in wanted.items():
         if name in values or name in report.fresh or name in report.misshapen:
             continue
-        if reason := find_reason(table.may_lack, name):
+        if (reason := find_reason(table.may_lack, name)) and _is_proved(name, values, tensors, table):
             report.tolerated[name] = reason
         elif not re.fullmatch(table.fills, name) or (allow_missing and re.fullmatch(allow_missing, name)):
             report.untouched.append(name)
-        elif ZERO_BIAS.fullmatch(name) and name.replace(".bias", ".weight") in values:
+        elif ZERO_BIAS.fullmatch(name) and not has_biases and name.replace(".bias", ".weight") in values:
             values[name] = torch.zeros_like(tensor)
             report.reshaped[name] = "zeros: the file's projection has no bias"
         else:
             report.missing.append(name)
+
+
+def _is_proved(name: str, values: Mapping[str, Tensor], tensors: Mapping[str, Tensor], table: Layout) -> bool:
+    """Tell whether the file's network lacks a tensor, too, and has not lost it, or a part of a layer."""
+    pattern = next(pattern for pattern in table.may_lack if re.fullmatch(pattern, name))
+    proof = table.proofs.get(pattern)
+    if proof is None:
+        return True
+    return any(re.fullmatch(proof, other) for other in tensors) and not any(re.fullmatch(pattern, n) for n in values)

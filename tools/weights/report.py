@@ -43,6 +43,7 @@ class MatchReport:
         untouched: tensors outside the layout's part of the network, which keep their values.
         missing: tensors that the file should have and has not.
         misshapen: tensors whose shapes do not fit, with both shapes.
+        remarks: what the file does not say, and what is assumed instead.
         norm_epsilon: what the layer norms of the transformer get, None if they keep theirs.
         patch_merging: the form of a Swin transformer's patch merging, None for other networks.
         patch_merging_evidence: what tells it.
@@ -71,6 +72,7 @@ class MatchReport:
     untouched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     misshapen: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     norm_epsilon: float | None = None
     patch_merging: str | None = None
     patch_merging_evidence: str = ""
@@ -107,7 +109,7 @@ class MatchReport:
         facts = (
             *("source", "sha256", "size_bytes", "licence", "layout", "title", "description"),
             *("family", "network", "network_description", "norm_epsilon"),
-            *("patch_merging", "patch_merging_evidence", "accepted"),
+            *("patch_merging", "patch_merging_evidence", "remarks", "accepted"),
         )
         return {
             **{name: getattr(self, name) for name in facts},
@@ -135,6 +137,7 @@ class MatchReport:
             ),
             *((("norms", f"epsilon {self.norm_epsilon:g}, the 2D network's"),) if self.norm_epsilon else ()),
             *((("merging", f"{self.patch_merging}, {self.patch_merging_evidence}"),) if self.patch_merging else ()),
+            *(("remark", remark) for remark in self.remarks),
             *((kind, _tell(getattr(self, kind))) for kind in NETWORK_KINDS if getattr(self, kind)),
             *((f"{kind} (file)", _tell(getattr(self, kind))) for kind in FILE_KINDS[1:] if getattr(self, kind)),
         ]

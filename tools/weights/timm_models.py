@@ -11,7 +11,7 @@ from torch import nn
 
 from tools.errors import ConfigValueError
 from tools.weights.downloads import download
-from tools.weights.planar import takes_timm
+from tools.weights.timm_encoders import takes_timm
 
 
 def fetch_timm(network: nn.Module, folder: str | Path | None = None, mirror: str | None = None) -> Path:
