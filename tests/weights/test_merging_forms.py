@@ -156,7 +156,8 @@ def test_monais_own_network_gets_the_form_too(path):
 def make_catalogue(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **entry: object) -> None:
     """Let the catalogue be one file of a bundle `toy`."""
     fields = {"name": name, "path": f"models/{name}", "url": "https://example.org/x", "licence": "none"}
-    fields |= {"layout": "swin_unetr", "network": {"feature_size": 12}, "patch_merging": "original", **entry}
+    network = {"_target_": "monai.networks.nets.SwinUNETR", "feature_size": 12}
+    fields |= {"layout": "swin_unetr", "network": network, "patch_merging": "original", **entry}
     (folder / "toy").mkdir()
     (folder / "toy" / "large_files.yml").write_text(json.dumps({"large_files": [fields]}))
     monkeypatch.setattr(catalogue_module, "BUNDLES", folder)
@@ -172,7 +173,7 @@ def test_the_name_of_a_public_file_tells_it(tmp_path, monkeypatch):
 
 
 def test_the_name_of_a_public_file_of_another_width_tells_nothing(tmp_path, monkeypatch):
-    make_catalogue(tmp_path, monkeypatch, "public.pt", network={"feature_size": 48})
+    make_catalogue(tmp_path, monkeypatch, "public.pt", network={"_target_": "x.SwinUNETR", "feature_size": 48})
     torch.save(make_state("original"), tmp_path / "public.pt")
     with pytest.raises(CheckpointError, match="whose numbers do not tell"):
         load(make_network("auto"), tmp_path / "public.pt")

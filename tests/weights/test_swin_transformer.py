@@ -51,7 +51,9 @@ def test_our_loader_takes_all_tensors_of_the_file(use_v2, count, tmp_path):
 
 
 def test_the_file_has_the_names_of_the_release_and_nothing_but_the_transformer():
-    (names,) = (list(content) for content in name_like_swinvit(SwinSSL(1, 64, **SMALL).state_dict()).values())
+    content = name_like_swinvit(SwinSSL(1, 64, **SMALL).state_dict())
+    assert content.keys() == {"state_dict", "patch_merging"}
+    names = list(content["state_dict"])
     assert len(names) == 126
     assert all(name.startswith(("module.patch_embed.proj.", "module.layers")) for name in names)
     assert {"module.layers1.0.blocks.0.mlp.fc1.weight", "module.layers4.0.blocks.1.mlp.fc2.bias"} <= set(names)
