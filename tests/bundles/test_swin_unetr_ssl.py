@@ -15,6 +15,7 @@ from monai.networks.nets import SwinUNETR
 from torch import Tensor
 
 from tools.bundles import BUNDLES
+from tools.networks.patch_merging import choose_form, read_form
 from tools.weights.swin_transformer import name_like_swinvit
 
 ROOT = BUNDLES / "swin_unetr_ssl"
@@ -85,11 +86,37 @@ STARTS = {
 def test_training_starts_from_published_weights_and_reports_them(start, bundle):
     name, options, prefix, count = STARTS[start]
     source = make_network(**options)
-    network, counts = bundle.start_from(name(source), use_v2=options.get("use_v2", False))
+    use_v2 = options.get("use_v2", False)
+    network, counts = bundle.start_from(name(source), use_v2=use_v2, patch_merging="corrected")
     expected = {key: value for key, value in source.state_dict().items() if key.startswith(prefix)}
     equal = [key for key, value in expected.items() if torch.equal(value, network[key]) and "index" not in key]
     assert counts["matched"] == count
     assert len(equal) == count - 8, "all but the tables of positions, which are the same everywhere"
+
+
+def test_training_goes_on_in_the_patch_merging_of_its_weights_and_so_does_inference(bundle, dataset, tmp_path):
+    """The first loading is told the form; the run's checkpoint tells it to all that follow."""
+    source = make_network()
+    choose_form(source, "original")
+    weights = {name: value for name, value in source.state_dict().items() if not name.endswith("slices")}
+    torch.save(weights, tmp_path / "public.pt")
+    options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "epochs": 1}
+    assert "give --patch_merging original" in bundle.find_error(
+        "train", pretrained=str(tmp_path / "public.pt"), **options
+    )
+    bundle.run("train", pretrained=str(tmp_path / "public.pt"), patch_merging="original", **options)
+    assert json.loads((tmp_path / "run" / "weights.json").read_text())["patch_merging"] == "original"
+
+    bundle.run("train", resume=True, **(options | {"epochs": 2}))
+    parser = bundle.parse("inference")
+    parser.update({"checkpoint": str(tmp_path / "run" / "last.pt")})
+    network = parser.get_parsed_content("network")
+    assert read_form(network) == "original"
+    choose_form(source, "original")
+    source.load_state_dict(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"])
+    image = torch.rand(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(image), source.eval()(image), rtol=0, atol=1e-5)
 
 
 def test_weights_of_another_variant_are_refused_with_what_to_set(bundle, dataset, tmp_path):
