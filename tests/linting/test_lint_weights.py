@@ -7,8 +7,11 @@ import json
 import pytest
 import torch
 from monai.bundle import ConfigComponent
+from monai.networks.nets import SwinUNETR
+from swin_weights import pretend_training
 
-from tools.linting.weights import _list_shapes
+from tools.linting import lint_bundle
+from tools.linting.weights import _describe_network
 
 NETWORKS = {
     "UNet": {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]},
@@ -23,7 +26,38 @@ NETWORKS = {
 def test_shapes_without_memory_are_those_of_the_network(name):
     arguments = {"_target_": f"monai.networks.nets.{name}", **NETWORKS[name]}
     network = ConfigComponent(config=arguments).instantiate()
-    assert _list_shapes(json.dumps(arguments)) == {
+    assert _describe_network(json.dumps(arguments)).shapes == {
         name: tuple(tensor.shape) for name, tensor in network.state_dict().items()
     }
     assert torch.get_default_device().type == "cpu"
+
+
+SWIN = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
+MONAIS = {"_target_": "SwinUNETR", **SWIN}
+OURS = {"_target_": "tools.networks.ScriptableSwinUNETR", "img_size": [64, 32, 32], **SWIN}
+
+
+@pytest.mark.parametrize(
+    ("trained", "definition", "found", "severity"),
+    [
+        ("original", MONAIS, "patch merging original (told by the numbers", "error"),
+        ("corrected", MONAIS, None, None),
+        ("original", OURS | {"patch_merging": "corrected"}, "patch merging original (told by the numbers", "error"),
+        ("original", OURS | {"patch_merging": "original"}, None, None),
+        ("original", OURS | {"patch_merging": "auto"}, None, None),
+        (None, OURS | {"patch_merging": "auto"}, "whose numbers do not tell its patch merging", "warning"),
+        (None, OURS | {"patch_merging": "original"}, None, None),
+        (None, MONAIS, None, None),
+    ],
+)
+def test_weights_of_another_patch_merging_than_the_network_computes_are_told(
+    trained, definition, found, severity, foreign
+):
+    torch.manual_seed(0)
+    state = SwinUNETR(**SWIN).state_dict()
+    torch.save(pretend_training(state, trained) if trained else state, foreign / "models" / "model.pt")
+    config = foreign / "configs" / "inference.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"network_def": definition}))
+    findings = [finding for finding in lint_bundle(foreign) if finding.path == "models/model.pt"]
+    assert [finding.severity for finding in findings] == ([severity] if severity else []), findings
+    assert not found or found in findings[0].found

@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 from safetensors.torch import save_file
+from swin_weights import drop_marks, pretend_training
 
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks import ScriptableSwinUNETR
@@ -32,18 +33,8 @@ def make_network(patch_merging: str | None = None, seed: int = 0) -> ScriptableS
 
 
 def make_state(form: str = "original", trained: bool = False) -> dict[str, torch.Tensor]:
-    """Return weights as MONAI writes them: nothing tells the form but, when trained, their numbers."""
-    state = {name: value for name, value in make_network(form).state_dict().items() if not name.endswith("slices")}
-    if trained:
-        generator = torch.Generator().manual_seed(1)
-        for name, value in state.items():
-            if name.endswith("downsample.reduction.weight"):
-                step = 0.5 * value.std() * torch.randn(value.shape, generator=generator)
-                blocks = step.unflatten(1, (8, -1))  # blocks that read the same voxel move together
-                if form == "original":
-                    blocks[:, 5], blocks[:, 6] = blocks[:, 2], blocks[:, 3]
-                state[name] = value + step
-    return state
+    state = make_network(form).state_dict()
+    return pretend_training(state, form) if trained else drop_marks(state)
 
 
 @pytest.fixture
