@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of Swin transformers as MONAI writes them: nothing but their numbers, once trained, tells the patch merging."""
+"""Weights of Swin transformers as MONAI writes them: only their numbers, once trained, tell the patch merging."""
 
 from __future__ import annotations
 
