@@ -8,7 +8,6 @@ uvicorn gets `tools.labelling.application:app` from `tools.labelling.server`. MO
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from monailabel.app import app as original
 from monailabel.interfaces.utils.app import app_instance
 
 from tools.errors import RequestError, ToolsError, find_cause
+from tools.labelling import parameters
 from tools.labelling.conditions import Conditions, get_conditions
 from tools.labelling.gate import Gate
 from tools.labelling.holdings import AbsentError, Holdings
 from tools.labelling.replacement import WEIGHTS_BYTES, take_weights
-from tools.labelling.rules import OPEN, Rule, confine, plain
+from tools.labelling.rules import OPEN, Rule, confine, list_endpoints
 from tools.labelling.uploads import SCAN_BYTES
-from tools.labelling.values import name
 
 TEXT_BYTES = 1 << 20  # of a request without a file, and of what stands beside the files of one
 UPLOAD_BYTES = {
@@ -35,16 +34,6 @@ UPLOAD_BYTES = {
     ("PUT", "model"): WEIGHTS_BYTES,
 }
 PAGE = '<!doctype html><title>MONAI Label</title><p>MONAI Label, for 3D Slicer and <a href="/ohif/">OHIF</a>.</p>'
-
-
-def list_endpoints(routes: Sequence[Any]) -> Iterator[tuple[str, str, Callable[..., Any]]]:
-    """Yield method, path and endpoint of all routes, those of included routers too."""
-    for route in routes:
-        if router := getattr(route, "original_router", None):  # newer FastAPI includes routers as they are
-            yield from list_endpoints(router.routes)
-        elif endpoint := getattr(route, "endpoint", None):  # a mounted application has none
-            for method in sorted(route.methods):
-                yield method, route.path, endpoint
 
 
 def build(conditions: Conditions) -> Gate:
@@ -65,7 +54,7 @@ def build(conditions: Conditions) -> Gate:
         endpoint = confine(endpoints[method, path], rule, get_holdings)
         web.add_api_route(path, endpoint, methods=[method])
     web.add_api_route("/", _show_page, methods=["GET"])
-    upload_rule = Rule({"model": plain(name), "file": lambda subject, value, call: value})
+    upload_rule = Rule({"model": parameters.model, "file": lambda subject, value, call: value})
     web.add_api_route("/model/{model}", confine(_put_model, upload_rule, get_holdings), methods=["PUT"])
     for route in original.routes:
         if getattr(route, "path", None) == "/static":
@@ -106,11 +95,8 @@ async def _show_page() -> HTMLResponse:
 
 async def _put_model(model: str, file: UploadFile) -> dict[str, Any]:
     instance = app_instance()
-    path = instance.model_file(model, validate=False)
-    if path is None:
-        raise AbsentError(f"There is no model {model!r} available")
-    network = getattr(instance._infers[model], "network", None)
-    return await asyncio.to_thread(take_weights, network, file, Path(path))
+    network = getattr(instance._infers[model], "network", None)  # None of a TorchScript program
+    return await asyncio.to_thread(take_weights, network, file, Path(instance.model_file(model, validate=False)))
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

@@ -78,6 +78,16 @@ class Holdings:
         sessions = self.app.sessions()
         return sessions is not None and bool(sessions.get_session(session))
 
+    def find_model(self, section: str, model: str) -> str:
+        """Return the name of a model that can segment, of the section `models`, or train, of `trainers`.
+
+        Raises:
+            AbsentError: if there is none of this name.
+        """
+        if model not in self.app.info().get(section, {}):
+            raise AbsentError(f"There is no model {shorten(model)} available")
+        return model
+
     def get_settings(self, section: str, name: str) -> dict[str, Kind]:
         """Return the kinds of the settings that `/info/` offers.
 

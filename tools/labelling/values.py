@@ -19,12 +19,13 @@ Kind = Callable[[str, Any], Any]
 
 NAME_BYTES = 200  # with a suffix behind it less than the 255 that file systems allow
 FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f]")
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}\.pt")
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 GPUS = re.compile(r"all|[0-9]{1,2}(,[0-9]{1,2})*|")
 SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-WORDS = re.compile(r"[A-Za-z0-9 _.-]{0,64}")  # never an expression or a reference of a config, a path or an address
+# never an expression or a reference of a config, a path or an address
+WORDS = re.compile(r"([A-Za-z0-9][A-Za-z0-9 _.-]{0,63})?")
 TEXT_BYTES = 1_000
 NOTE_BYTES, NOTE_DEPTH = 64 << 10, 8
 POINTS = 10_000
@@ -47,7 +48,7 @@ def name(subject: str, value: Any) -> str:
 
 def tag(subject: str, value: Any) -> str:
     """Take the tag of a label: `final`, `original`, `version_1`."""
-    return match(TAG, "letters, digits, _ . and -, 64 at most")(subject, value)
+    return match(TAG, "at most 64 letters, digits, _ and -")(subject, value)
 
 
 def flag(subject: str, value: Any) -> bool:
