@@ -184,6 +184,8 @@ def start_labelling(
     port: int = 8000,
     host: str = "127.0.0.1",
     overwrite: bool = False,
+    hostname: str | Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Serve bundles to MONAI Label's viewers, 3D Slicer for instance, until Ctrl+C.
 
@@ -193,10 +195,13 @@ def start_labelling(
         dataset: of the bundles of this repository; default: that of their committed model.
         app: folder of the server; models that are trained there stay there.
         port: where the server listens.
-        host: 127.0.0.1 answers this machine only, 0.0.0.0 the whole network, without a login.
+        host: 127.0.0.1 answers this machine only, 0.0.0.0 the whole network: those who have the token, which is shown
+            at the start, or is that of the environment variable LABEL_TOKEN.
         overwrite: replace the models that the app has already.
+        hostname: names of the server beside its address, separated by commas: that of a proxy in front, for instance.
+        follow_links: whether scans and labels in the studies may be links to files elsewhere.
     """
-    labelling.start(studies, bundles, dataset, app, port, host, overwrite)
+    labelling.start(studies, bundles, dataset, app, port, host, overwrite, hostname, follow_links)
 
 
 COMMANDS = {

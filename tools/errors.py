@@ -91,6 +91,10 @@ class MissingPackageError(ToolsError):
     """A Python package that a command needs is not installed."""
 
 
+class RequestError(ToolsError):
+    """A request to a server asks for what it does not do, or comes from whom it does not serve."""
+
+
 def find_cause(error: BaseException) -> ToolsError | None:
     """Return the `ToolsError` behind `error`, looking through the wrappers MONAI and ignite put around it.
 

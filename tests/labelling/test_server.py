@@ -6,7 +6,12 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import signal
 import socket
+import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +19,10 @@ from typing import Any
 import pytest
 
 from tools.errors import ConfigValueError, MissingFileError, MissingPackageError
-from tools.labelling import server
-from tools.labelling.server import check_address, check_studies, start, write_app
+from tools.labelling import access, conditions, server
+from tools.labelling.access import TOKEN_VARIABLE, Access
+from tools.labelling.conditions import get_conditions
+from tools.labelling.server import check_address, check_studies, describe_address, start, write_app
 
 
 @pytest.fixture
@@ -26,6 +33,9 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(server, "write_app", lambda folder: None)
     monkeypatch.setattr(server, "place_bundles", lambda entries, *rest: calls.append((entries, *rest)) or entries)
     monkeypatch.setattr(server, "_serve", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(access, "_list_own_hosts", frozenset)
+    monkeypatch.setattr(conditions, "_current", [])
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     return calls
 
 
@@ -44,13 +54,59 @@ def test_bundles_come_as_text_or_list(served: list[Any], tmp_path: Path, port: i
     assert arguments == (tmp_path / "app", str(tmp_path), ["one", "two"], "127.0.0.1", port)
 
 
-def test_listening_to_the_network_is_warned_about(
+def test_server_of_this_machine_needs_no_token(
     served: list[Any], tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
 ):
-    start(tmp_path, "one", app=tmp_path, port=port)
+    with caplog.at_level(logging.INFO):
+        start(tmp_path, "one", app=tmp_path, port=port)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    start(tmp_path, "one", app=tmp_path, port=port, host="0.0.0.0")
-    assert "everyone who reaches this machine can read and change the studies" in caplog.text
+    assert f"server: http://127.0.0.1:{port}" in caplog.text
+    assert get_conditions().access.token is None
+    assert not get_conditions().follow_links
+
+
+def test_server_of_the_network_shows_a_token_once_and_warns(
+    served: list[Any], tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO):
+        start(tmp_path, "one", app=tmp_path, port=port, host="0.0.0.0", hostname="seg.test", follow_links=True)
+    token = get_conditions().access.token
+    assert token is not None
+    assert f"server: http://seg.test:{port}/{token}\n" in caplog.text
+    assert f"browser: http://seg.test:{port}/ohif/?token={token}\n" in caplog.text
+    assert sum(token in record.getMessage() for record in caplog.records) == 1
+    assert "requests are not encrypted" in caplog.text
+    assert get_conditions().follow_links
+
+
+def test_chosen_token_is_asked_for_and_handed_on_to_no_other_process(
+    served: list[Any], tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(TOKEN_VARIABLE, "token-of-the-test-0123456789")
+    start(tmp_path, "one", app=tmp_path, port=port)
+    assert get_conditions().access.token == "token-of-the-test-0123456789"
+    assert TOKEN_VARIABLE not in os.environ
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    with pytest.raises(ConfigValueError, match="LABEL_TOKEN: found 5 characters"):
+        start(tmp_path, "one", app=tmp_path, port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", f"http://{socket.gethostname()}:8000"),
+        ("10.0.0.1", "http://10.0.0.1:8000"),
+    ],
+)
+def test_address_can_be_typed(host: str, address: str):
+    assert describe_address(host, 8000, Access(frozenset())) == f"server: {address}"
+
+
+def test_application_is_not_served_in_another_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(conditions, "_current", [])
+    with pytest.raises(RuntimeError, match="start the server with `python -m tools label start`"):
+        get_conditions()
 
 
 def test_missing_studies_are_told_and_not_made(tmp_path: Path):
@@ -112,15 +168,70 @@ def test_monai_label_without_its_apps_is_told(tmp_path: Path, monkeypatch: pytes
         write_app(tmp_path)
 
 
-def test_server_gets_the_models_and_looks_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    words: list[str] = []
-    main = SimpleNamespace(
-        args_parser=lambda: SimpleNamespace(parse_args=words.extend), action_start_server=lambda arguments: None
-    )
-    monkeypatch.setattr(server.importlib, "import_module", lambda name: SimpleNamespace(Main=lambda: main))
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Give a stand-in for MONAI Label's command line, which keeps its words and what was around it."""
+    found = SimpleNamespace(words=[], place=None, temporary=None, act=lambda: None)
+
+    def serve(arguments: None) -> None:
+        found.place, found.temporary = Path.cwd(), Path(tempfile.gettempdir())
+        found.listed = list(found.place.iterdir())
+        found.mode = stat.S_IMODE(found.temporary.stat().st_mode)
+        found.act()
+
+    parser = SimpleNamespace(parse_args=found.words.extend)
+    command = SimpleNamespace(args_parser=lambda: parser, action_start_server=serve)
+    monkeypatch.setattr(server.importlib, "import_module", lambda name: SimpleNamespace(Main=lambda: command))
     monkeypatch.setenv("PYTHONPATH", "mine")
+    monkeypatch.delenv(server.SESSION_VARIABLE, raising=False)
+    return found
+
+
+def test_server_gets_the_models_and_looks_nothing_up(tmp_path: Path, main: SimpleNamespace):
     server._serve(tmp_path / "app", "studies", ["a", "b"], "127.0.0.1", 8124)
-    line = " ".join(words)
+    line = " ".join(main.words)
     assert line.startswith(f"start_server --app {tmp_path}/app --studies studies --host 127.0.0.1 --port 8124")
     assert "--conf models a,b --conf zoo_source local --conf sam2 false" in line
     assert os.environ["PYTHONPATH"] == f"{server.REPOSITORY}{os.pathsep}mine"
+    assert os.environ[server.SESSION_VARIABLE] == str(tmp_path / "app" / "sessions")
+
+
+def test_server_works_in_an_empty_folder_with_temporary_files_of_its_own(
+    tmp_path: Path, main: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(server.SESSION_VARIABLE, "mine")
+    before, temporary = Path.cwd(), tempfile.gettempdir()
+    handler = signal.getsignal(signal.SIGTERM)
+    server._serve(tmp_path, "studies", [], "127.0.0.1", 8124)
+    assert (main.listed, main.mode) == ([], 0o700)
+    assert main.place.parent == main.temporary
+    assert main.temporary.parent == Path(temporary)
+    assert os.environ[server.SESSION_VARIABLE] == str(before / "mine")
+    assert not main.temporary.exists()
+    assert (Path.cwd(), tempfile.gettempdir()) == (before, temporary)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_temporary_files_are_removed_when_the_server_fails_or_is_ended(
+    tmp_path: Path, main: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    def fail() -> None:
+        raise RuntimeError
+
+    main.act = fail
+    with pytest.raises(RuntimeError):
+        server._serve(tmp_path, "studies", [], "127.0.0.1", 8124)
+    assert not main.temporary.exists()
+    code = f"""
+import os, signal, tempfile
+from pathlib import Path
+from tools.labelling.server import _work_in_own_folder
+with _work_in_own_folder():
+    Path({str(tmp_path / "name")!r}).write_text(tempfile.gettempdir())
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    status = subprocess.run([sys.executable, "-c", code], cwd=server.REPOSITORY, check=False).returncode
+    assert status == -signal.SIGTERM
+    folder = Path((tmp_path / "name").read_text())
+    assert folder.name.startswith("label-")
+    assert not folder.exists()

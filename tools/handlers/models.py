@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,14 @@ from tools.hardware import is_main_process
 from tools.weights import read_state_dict, save_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+def replace_model(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights of a network to `path`; what was there is kept beside it as `<name>_previous`."""
+    if path.is_file():
+        with write_atomically(path.with_stem(f"{path.stem}_previous")) as temporary:
+            shutil.copyfile(path, temporary)
+    save_checkpoint(weights, path)
 
 
 class ModelReplacement:
@@ -49,9 +58,6 @@ class ModelReplacement:
             return
         best = self.record.best
         weights = self.network.state_dict() if best is None else read_state_dict(self.output_dir / BEST)
-        if self.path.is_file():
-            with write_atomically(self.path.with_stem(f"{self.path.stem}_previous")) as temporary:
-                shutil.copyfile(self.path, temporary)
-        save_checkpoint(weights, self.path)
+        replace_model(self.path, weights)
         epoch = engine.state.epoch if best is None else best["epoch"]
         logger.info("%s now has the weights of epoch %d", self.path, epoch)
