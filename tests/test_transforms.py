@@ -15,11 +15,19 @@ from monai.transforms import (
     Invertd,
     LoadImaged,
     Orientationd,
+    RandRotate90d,
     ScaleIntensityRanged,
 )
 
 from tools.errors import UnreadableScanError, find_cause
-from tools.transforms import FillNonFinited, LoadScand, PlainSpacingd, TakeCentreSliced, keep_image
+from tools.transforms import (
+    FillNonFinited,
+    LoadScand,
+    PlainSpacingd,
+    RandQuarterTurnd,
+    TakeCentreSliced,
+    keep_image,
+)
 
 fill = FillNonFinited("image")
 
@@ -155,3 +163,108 @@ def test_what_was_cropped_comes_back_as_background(has_body):
     pred = Invertd("pred", chain, "image", nearest_interp=False)(data)["pred"].argmax(dim=0)
     assert pred.shape == image.shape[1:]
     assert torch.equal(pred.as_tensor(), image[0].as_tensor().long())
+
+
+# ---- turns that keep the shape
+
+
+def make_crop_of(shape: tuple[int, ...], pixdim_mm: tuple[float, ...] | None = None) -> torch.Tensor:
+    crop = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    return crop if pixdim_mm is None else MetaTensor(crop, torch.diag(torch.tensor([*pixdim_mm, 1.0])))
+
+
+def list_turns(crop: torch.Tensor, prob: float = 1.0, draws: int = 40) -> list[torch.Tensor]:
+    turn = RandQuarterTurnd(["image", "label"], prob=prob)
+    turn.set_random_state(seed=0)
+    turned = []
+    for _ in range(draws):
+        data = turn({"image": crop, "label": crop > 0.5})
+        assert torch.equal(data["label"], data["image"] > 0.5), "image and label are turned alike"
+        turned.append(torch.as_tensor(data["image"]))
+    return turned
+
+
+def count_turns(turned: list[torch.Tensor], crop: torch.Tensor, plane: tuple[int, int]) -> list[int]:
+    """Return how many are the crop turned by no, one, two and three quarter turns in a plane of its spatial axes."""
+    plain, dims = torch.as_tensor(crop), [axis + 1 for axis in plane]
+    wanted = [torch.rot90(plain, k, dims) for k in range(4)]
+    found = [
+        [k for k in range(4) if image.shape == wanted[k].shape and torch.equal(image, wanted[k])] for image in turned
+    ]
+    assert all(len(ks) == 1 for ks in found), "turned in another plane"
+    return [sum(ks == [k] for ks in found) for k in range(4)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_square_crops_are_turned_as_by_monai(seed):
+    crop = make_crop_of((5, 5, 3), (0.8, 0.8, 2.5))
+    transforms = [kind(["image", "label"], prob=0.6) for kind in (RandQuarterTurnd, RandRotate90d)]
+    for transform in transforms:
+        transform.set_random_state(seed=seed)
+    for _ in range(8):
+        found, expected = (transform({"image": crop, "label": crop + 1}) for transform in transforms)
+        for key in ("image", "label"):
+            assert torch.equal(found[key].as_tensor(), expected[key].as_tensor())
+            assert torch.equal(found[key].affine, expected[key].affine)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixdim_mm", "plane"),
+    [
+        ((4, 6, 4), (1.0, 1.0, 1.0), (0, 2)),  # the crop of msd04_hippocampus
+        ((4, 6, 6), (2.0, 1.0, 1.0), (1, 2)),
+        ((4, 6, 4), None, (0, 2)),  # a plain tensor knows no voxels
+        ((4, 4, 4), (1.0, 1.0, 1.0), (0, 1)),
+        ((4, 4, 6), (1.0, 2.0, 1.0), (0, 1)),  # as published, whatever the voxels are
+    ],
+    ids=str,
+)
+def test_quarter_turns_happen_where_the_crop_is_square(shape, pixdim_mm, plane):
+    crop = make_crop_of(shape, pixdim_mm)
+    turned = list_turns(crop)
+    assert {tuple(image.shape) for image in turned} == {(2, *shape)}
+    counts = count_turns(turned, crop, plane)
+    assert counts[0] == 0
+    assert min(counts[1:]) >= 5, "one, two and three quarter turns are as likely"
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixdim_mm"),
+    [
+        ((4, 6, 8), (1.0, 1.0, 1.0)),
+        ((4, 6, 4), (1.0, 1.0, 5.0)),  # a quarter turn would stretch by five what the crop shows
+        ((4, 6, 5), None),
+        ((4, 6), None),
+    ],
+    ids=str,
+)
+def test_other_crops_are_turned_by_half_turns(shape, pixdim_mm):
+    crop = make_crop_of(shape, pixdim_mm)
+    turned = list_turns(crop)
+    assert {tuple(image.shape) for image in turned} == {(2, *shape)}
+    assert count_turns(turned, crop, (0, 1)) == [0, 0, 40, 0]
+
+
+def test_half_of_the_crops_stay_as_they_are_at_a_probability_of_a_half():
+    crop = make_crop_of((4, 6, 8), (1.0, 1.0, 1.0))
+    stayed, _, turned, _ = count_turns(list_turns(crop, prob=0.5, draws=200), crop, (0, 1))
+    assert 75 <= stayed <= 125
+    assert stayed + turned == 200
+
+
+def test_one_transform_takes_crops_of_any_shapes_after_each_other():
+    turn = RandQuarterTurnd("image", prob=1.0)
+    turn.set_random_state(seed=1)
+    for shape in [(4, 6, 8), (4, 4, 6), (4, 6, 4)] * 4:
+        assert turn({"image": make_crop_of(shape)})["image"].shape == (2, *shape)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 8), (4, 4, 6), (4, 6, 4)])
+def test_a_turn_is_undone(shape):
+    crop = make_crop_of(shape, (1.0, 1.0, 1.0))
+    turn = RandQuarterTurnd("image", prob=1.0)
+    for seed in range(4):
+        turn.set_random_state(seed=seed)
+        back = turn.inverse(turn({"image": crop}))["image"]
+        assert torch.equal(back.as_tensor(), crop.as_tensor())
+        torch.testing.assert_close(back.affine, crop.affine)

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImaged, MapTransform, Spacingd
+from monai.transforms import LoadImaged, MapTransform, RandRotate90d, Spacingd
 
 from tools.checks import check_scan
 from tools.errors import UnreadableScanError
 
 logger = logging.getLogger(__name__)
+
+IN_PLANE = (0, 1)  # X and Y, the slices of a scan in RAS
 
 
 def keep_image(transforms: Sequence[MapTransform]) -> list[MapTransform]:
@@ -69,6 +73,54 @@ class PlainSpacingd(Spacingd):
         """Return `data` with resampled volumes."""
         own = {key: data[key] for key in self.key_iterator(data)}
         return {**data, **super().__call__(own, lazy)}
+
+
+class RandQuarterTurnd(RandRotate90d):
+    """`RandRotate90d` that keeps the shape of crops `(C, H, W, D)`, so that turned ones and others fit into a batch.
+
+    With crops that are square in the plane of their first two axes it is MONAI's, down to the random numbers. With
+    others it turns in another plane in which they are square, if voxels are too, as a quarter turn would stretch what
+    they show; and if there is none, by half turns in the first plane.
+
+    Args:
+        keys: image and label, of one size.
+        prob: probability of one, two or three quarter turns, each of them as likely; or of a half turn.
+        allow_missing_keys: whether a key may be missing.
+    """
+
+    def __init__(self, keys: Sequence[str] | str, prob: float = 0.1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, prob, allow_missing_keys=allow_missing_keys)
+        self._keeps_shape = True
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw whether to turn, and how far."""
+        super().randomize(data)
+        if not self._keeps_shape:
+            self._rand_k = 2
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+        """Return `data` with turned crops."""
+        for key in self.key_iterator(data):
+            plane = find_square_plane(data[key])
+            self._keeps_shape, self.spatial_axes = plane is not None, plane or IN_PLANE
+            break
+        return super().__call__(data, lazy)
+
+
+def find_square_plane(crop: torch.Tensor) -> tuple[int, int] | None:
+    """Return the spatial axes between which a crop `(C, H, W, D)` can be turned without a change of its shape.
+
+    The first two come first, whatever its voxels are. Elsewhere voxels must be as wide as high, to 1 %; where nothing
+    is known of their size they are.
+    """
+    sizes = crop.shape[1:]
+    if sizes[0] == sizes[1]:
+        return IN_PLANE
+    pixdim = crop.pixdim.tolist() if isinstance(crop, MetaTensor) else [1.0] * len(sizes)
+    for first, second in ((0, 2), (1, 2)) if len(sizes) == 3 else ():
+        if sizes[first] == sizes[second] and math.isclose(pixdim[first], pixdim[second], rel_tol=0.01):
+            return first, second
+    return None
 
 
 class FillNonFinited(MapTransform):

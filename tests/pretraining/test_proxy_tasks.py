@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from tools.errors import ConfigValueError
-from tools.pretraining import ProxyTasks
+from tools.pretraining import ProxyTasks, find_turn_axis
 from tools.pretraining.proxy_tasks import draw_boxes, list_voxels
 
 SHAPE = (32, 32, 32)
@@ -48,6 +48,26 @@ def test_crops_are_not_turned_when_there_is_no_turn_to_choose():
     _, target = ProxyTasks((32, 16, 8), turns=())({"image": crops})
     assert "rotation" not in target
     assert torch.equal(target["reconstruction"], torch.cat([crops, crops]))
+
+
+@pytest.mark.parametrize(
+    ("roi_size", "axis"),
+    [((96, 96, 96), 0), ((64, 32, 32), 0), ((128, 128, 32), 2), ((32, 64, 32), 1), ((32, 64, 96), 0)],
+    ids=str,
+)
+def test_crops_are_turned_about_x_unless_another_axis_keeps_their_shape(roi_size, axis):
+    assert find_turn_axis(roi_size) == axis
+    if len(set(roi_size)) < 3:
+        assert (
+            len(
+                {
+                    torch.rot90(torch.zeros(roi_size), turn, [a for a in range(3) if a != axis]).shape
+                    for turn in range(4)
+                }
+            )
+            == 1
+        )
+        ProxyTasks(roi_size, axis)
 
 
 def test_a_crop_that_is_not_square_gets_half_turns_only():

@@ -132,6 +132,22 @@ def test_a_card_of_ones_own_shapes_configs_and_network(tmp_path):
     assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 1: 1}  # 7 is for the files of that card only
 
 
+def test_an_exported_swin_unetr_tells_the_crop_that_it_takes_and_not_the_one_that_was_asked_for(tmp_path):
+    own = yaml.safe_load((CARDS / "msd04_hippocampus.yaml").read_text())
+    assert own["roi_size"] == [32, 48, 32]
+    small = {"feature_size": 12, "window_size": [4, 4, 4]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own | small))
+    files = [str(locate_bundle("swin_unetr_ssl") / "configs" / "train.yaml"), str(tmp_path / "own.yaml")]
+    network = ConfigParser(ConfigParser.load_config_files(files)).get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "own.pt")
+    packed = read(export("swin_unetr_ssl", str(tmp_path / "own.yaml"), tmp_path / "own.pt", tmp_path))
+    metadata = json.loads(packed["configs/metadata.json"])["network_data_format"]
+    for tensor in (metadata["inputs"]["image"], metadata["outputs"]["pred"]):
+        assert tensor["spatial_shape"] == [32, 64, 32]
+    for name in ("inference", "train", "pretrain"):
+        assert json.loads(packed[f"configs/{name}.json"])["roi_size"] == [32, 64, 32]
+
+
 def test_a_card_that_makes_a_faulty_bundle_is_refused(tmp_path):
     model = BUNDLES / "unetr_btcv" / "models" / "msd04_hippocampus.yaml"
     card = yaml.safe_load((CARDS / "msd04_hippocampus.yaml").read_text()) | yaml.safe_load(model.read_text())

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
+from tools.errors import ConfigValueError
 from tools.linting.configs import MergedConfig
 from tools.linting.expressions import parse_expression, read_import, spell
 
@@ -155,6 +156,8 @@ def _compute(node: ast.expr, config: MergedConfig, references: Mapping[str, str]
             result = FUNCTIONS[name](*[compute(argument) for argument in node.args])
         case ast.Call(func=ast.Attribute(value=ast.Name(id="transforms"), attr="keep_image"), args=[steps]):
             result = [{**step, "keys": "image"} for step in compute(steps)]  # as our function does to instances
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="networks"), attr="fit_roi_size"), args=[size]):
+            result = _fit_roi_size(compute(size))
         case ast.Call(func=ast.Attribute(attr="values" | "keys" | "items" as name) as method, args=[], keywords=[]):
             mapping = compute(method.value)
             if not isinstance(mapping, dict):
@@ -165,6 +168,16 @@ def _compute(node: ast.expr, config: MergedConfig, references: Mapping[str, str]
     if isinstance(result, Text):
         raise _UnknownError
     return result
+
+
+def _fit_roi_size(size: Any) -> list[int]:
+    """Return what our function does, which imports the networks."""
+    from tools.networks import fit_roi_size
+
+    try:
+        return fit_roi_size(size)
+    except ConfigValueError as error:
+        raise _UnknownError from error
 
 
 def _combine(kind: ast.operator, left: Any, right: Any) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tools.pretraining.omni import OmniBatch, OmniLoader, OmniLoss, OmniNetwork
-from tools.pretraining.proxy_tasks import ProxyTasks
+from tools.pretraining.proxy_tasks import ProxyTasks, find_turn_axis
 from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
 from tools.pretraining.views import RepeatableDataset, stack_views
 from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
@@ -26,5 +26,6 @@ __all__ = [
     "VoCo",
     "VolumeContrastLoss",
     "VolumeCrops",
+    "find_turn_axis",
     "stack_views",
 ]

@@ -245,6 +245,14 @@ def is_square(roi_size: Sequence[int], axis: int) -> bool:
     return first == second
 
 
+def find_turn_axis(roi_size: Sequence[int]) -> int:
+    """Return the spatial axis about which crops `(X, Y, Z)` keep their shape in quarter turns: X, else Z, else Y.
+
+    X is that of the published code, Z that of the paper. X too where there is none; `ProxyTasks` says what to do then.
+    """
+    return next((axis for axis in (0, 2, 1) if is_square(roi_size, axis)), 0)
+
+
 def _refuse_turns(roi_size: Sequence[int], axis: int) -> ConfigValueError:
     first, second = (name for other, name in enumerate(AXES) if other != axis)
     others = [str(other) for other in range(3) if is_square(roi_size, other)]

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +152,20 @@ def _merge_configs(root: Path, card: Path, overlay: Path, facts: Mapping[str, An
             omit.append("network_def")  # pre-training has another network than the card speaks of
         if path.stem == "train":
             changes |= {"pretrained": "$@bundle_root + '/models/model.pt'", "replace_model": True}
+        changes |= _fit_crop([path, *overlays])
         text = merge_files(path, overlays, changes, omit)
         files[file] = _encode(text)
         files[file.replace(".yaml", ".json")] = _encode(render_json(text, path.name))
     return files
+
+
+def _fit_crop(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the crop that a network takes if it is not the one that a card asks for; the metadata tell it."""
+    contents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    keys = ("imports", "roi_size", "fitted_roi_size")
+    parser = ConfigParser({key: value for content in contents for key, value in content.items() if key in keys})
+    fitted = parser.get_parsed_content("fitted_roi_size") if "fitted_roi_size" in parser else None
+    return {"roi_size": fitted} if fitted not in (None, parser.get("roi_size")) else {}
 
 
 def _check(name: str, files: Mapping[str, bytes]) -> None:
