@@ -3,7 +3,8 @@
 
 Source: the recipe of MONAI's tutorial vit_unetr_ssl (github.com/Project-MONAI/tutorials), changed where it is flawed:
 both views are reconstructed and not the first alone, the contrast compares projected tokens and not raw voxels, its
-weight is a constant and not the reconstruction error, and it sees the crops of all processes.
+weight is a constant and not the reconstruction error, and it sees the crops of all processes. The bundle's optimizer is
+another one too: AdamW with warm-up and cosine instead of Adam with a constant rate.
 """
 
 from __future__ import annotations
