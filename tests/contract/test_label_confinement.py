@@ -305,15 +305,16 @@ def test_no_value_of_a_parameter_leads_out(server: Served, model: str, method: s
 @pytest.mark.parametrize(("method", "path"), [route for route in OPEN if route[0] == "POST"])
 def test_no_key_of_params_leads_out(server: Served, model: str, method: str, path: str):
     attack = Attack(server, model, method, path, "params")
+    endings = [text for text in list_endings(server.folder / "outside") if text.startswith(("/", "$", "..", "@"))]
     for key in KEYS:
         with confined(server):
-            for value in list_endings(server.folder / "outside"):
+            for value in endings:
                 if value in INSIDE and (key in ("label", "labels") or key.endswith("_name")):
                     continue  # plain names there
-                for content in ({key: value}, {key: [value]}):
-                    status, answer = attack.send(json.dumps({model: content} if path == "/train/" else content))
-                    assert 400 <= status < 500, (key, value, status, answer)
-                    assert SECRET not in answer
+                content = {key: [value] if key == "labels" else value}
+                status, answer = attack.send(json.dumps({model: content} if path == "/train/" else content))
+                assert 400 <= status < 500, (key, value, status, answer)
+                assert SECRET not in answer
 
 
 @pytest.mark.parametrize("path", ["/datastore/", "/datastore/image", "/datastore/label", "/session/", "/infer/{model}"])
@@ -522,7 +523,7 @@ def test_model_is_replaced_by_a_checkpoint_that_fits_and_by_nothing_else(server:
     original = (place / "model.pt").read_bytes()
     weights = torch.load(place / "model.pt", weights_only=True)
     weights = weights.get("model", weights)
-    key = next(name for name, tensor in weights.items() if tensor.ndim > 1)
+    key = next(name for name, tensor in weights.items() if tensor.ndim == 2)
 
     def save(content: Any) -> bytes:
         torch.save(content, tmp_path / "saved.pt")

@@ -46,6 +46,8 @@ def test_all_addresses_of_this_machine_are_its_names_where_it_listens_on_all():
     hosts = make_access("0.0.0.0", "seg.test, Other.Test").hosts
     assert hosts == LOCAL_HOSTS | {"0.0.0.0", "192.0.2.7", "fe80::1", "workstation", "seg.test", "other.test"}
     assert make_access("192.0.2.7").hosts == {"192.0.2.7"}
+    for given in ("a.test,b.test", ("a.test", "b.test"), ["a.test", " B.test", ""]):
+        assert make_access("192.0.2.7", given).hostnames == {"a.test", "b.test"}
 
 
 @pytest.mark.parametrize("token", ["short", "x" * 201, "with a space in it", "sign+in/base64==", ""])

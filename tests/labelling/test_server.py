@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,16 +221,16 @@ def test_temporary_files_are_removed_when_the_server_fails_or_is_ended(
     with pytest.raises(RuntimeError):
         server._serve(tmp_path, "studies", [], "127.0.0.1", 8124)
     assert not main.temporary.exists()
-    code = f"""
-import os, signal, tempfile
-from pathlib import Path
-from tools.labelling.server import _work_in_own_folder
-with _work_in_own_folder():
-    Path({str(tmp_path / "name")!r}).write_text(tempfile.gettempdir())
-    os.kill(os.getpid(), signal.SIGTERM)
-"""
-    status = subprocess.run([sys.executable, "-c", code], cwd=server.REPOSITORY, check=False).returncode
-    assert status == -signal.SIGTERM
+
+    def be_ended() -> None:
+        with server._work_in_own_folder():
+            (tmp_path / "name").write_text(tempfile.gettempdir())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    process = multiprocessing.get_context("fork").Process(target=be_ended)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
     folder = Path((tmp_path / "name").read_text())
     assert folder.name.startswith("label-")
     assert not folder.exists()

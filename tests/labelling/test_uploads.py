@@ -113,22 +113,22 @@ def test_what_is_no_scan_is_told_under_its_name(content: bytes, filename: str, f
 
 
 def test_what_unpacks_to_more_than_is_allowed_is_refused_before_it_is_in_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(uploads, "SCAN_BYTES", 64 << 20)
+    monkeypatch.setattr(uploads, "SCAN_BYTES", 16 << 20)
     header = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes()
-    bombs = [(gzip.compress(header + bytes(80 << 20)), "x.nii.gz")]
-    bombs += [(make_nrrd("encoding: gzip", voxels=gzip.compress(bytes(80 << 20))), "x.nrrd")]
+    bombs = [(gzip.compress(header + bytes(20 << 20)), "x.nii.gz")]
+    bombs += [(make_nrrd("encoding: gzip", voxels=gzip.compress(bytes(20 << 20))), "x.nrrd")]
     for content, filename in bombs:
         assert len(content) < 100_000
         given = upload(content, filename)
         tracemalloc.start()
         with pytest.raises(
-            RequestError, match=rf"{filename}: found more bytes when unpacked, wanted at most 67,108,864"
+            RequestError, match=rf"{filename}: found more bytes when unpacked, wanted at most 16,777,216"
         ):
             check_upload("file", given)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
         tracemalloc.stop()
-    with pytest.raises(RequestError, match="found 72,000,000 bytes of voxels, wanted at most 67,108,864"):
-        check_upload("file", upload(make_nrrd("encoding: raw", sizes="sizes: 300 300 800"), "x.nrrd"))
+    with pytest.raises(RequestError, match="found 18,000,000 bytes of voxels, wanted at most 16,777,216"):
+        check_upload("file", upload(make_nrrd("encoding: raw", sizes="sizes: 300 300 200"), "x.nrrd"))
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,9 @@ def make_access(host: str, hostname: str | Sequence[str] | None = None, token: s
     Raises:
         ConfigValueError: if a name is none, or the token can be guessed.
     """
-    entries = hostname.split(",") if isinstance(hostname, str) else hostname or ()
-    names = frozenset(str(name).strip().lower() for name in entries)
+    # fire makes a tuple of `a,b`, and a number of a name that is one
+    entries = hostname if isinstance(hostname, (list, tuple)) else str(hostname or "").split(",")
+    names = frozenset(name for entry in entries if (name := str(entry).strip().lower()))
     for name in names:
         if not HOSTNAME.fullmatch(name):
             raise ConfigValueError("--hostname", repr(name), "a name, without http:// and port", "correct it")
