@@ -13,7 +13,7 @@ def assert_equal_to_scale(found: Tensor, expected: Tensor, relative: float = 1e-
     Each processor adds numbers up in an order of its own. What a sum of float32 loses thereby is a share, 6e-8 a step,
     of the numbers that go in, not of what comes out, which may be near 0. Shape and type have to be the same.
     """
-    scale = float(expected.abs().max())
+    scale = float(expected.detach().abs().max())
     torch.testing.assert_close(
         found,
         expected,

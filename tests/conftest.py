@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantoms: small NIfTI scans with any grid, so that tests need no data."""
+"""Phantoms: small NIfTI scans with any grid, so that tests need no data; and one seed for all random numbers."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,14 @@ WritePhantom = Callable[..., Path]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    """Let a test draw the same numbers alone and after any others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tools.demonstration import demonstrate
 from tools.errors import MissingFileError
 
 
+@pytest.mark.numeric
 def test_demo_segments_the_embedded_scans_well(tmp_path):
     check_demo("unetr_btcv", None, tmp_path)  # of all other models: tests/contract
 

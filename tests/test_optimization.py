@@ -81,6 +81,7 @@ def train_a_step(norm: float | None) -> torch.Tensor:
     return before - network.weight.detach()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("norm", "moved"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0), (0.5, 0.5)])
 def test_a_gradient_is_scaled_down_to_the_norm_and_never_up(norm, moved):
     step = train_a_step(norm)

@@ -151,6 +151,7 @@ def test_the_label_stays_as_it_is_and_need_not_be_there():
     assert crop({"image": image, "label": label})["label"].shape == (1, 4, 2, 3)  # the given one crops both
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("has_body", [False, True])
 def test_what_was_cropped_comes_back_as_background(has_body):
     image = MetaTensor(torch.zeros(1, 9, 10, 11))

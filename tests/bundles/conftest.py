@@ -115,24 +115,27 @@ class Bundle:
         assert report["accepted"]
         return network, report["counts"]
 
-    def check_resuming(self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, **overrides: Any) -> None:
+    def check_resuming(
+        self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, epochs: int = 3, **overrides: Any
+    ) -> None:
         """Assert that a run killed in mid-epoch and resumed ends with the weights and records of an unbroken one."""
         unbroken, broken = folder / "unbroken", folder / "broken"
-        epochs = 3
         options = {**overrides, "epochs": epochs}
         self.run(*configs, output_dir=str(unbroken), **options)
         log, last = folder / "log", broken / "last.pt"
         self.kill_after_first_epoch(*configs, output_dir=str(broken), log=log, last=last, **options)
-        assert 1 <= torch.load(last, weights_only=True)["epoch"] < epochs, log.read_text()
+        killed = torch.load(last, weights_only=True)
+        assert 1 <= killed["epoch"] < epochs, log.read_text()
         assert not (broken / "training.json").exists()
 
         torch.rand(7)
         self.run(*configs, output_dir=str(broken), resume=True, **options)
         expected, found = (torch.load(result / "last.pt", weights_only=True) for result in (unbroken, broken))
         assert found["epoch"] == expected["epoch"] == epochs
+        assert found["record"][0] == killed["record"][0], "began anew: the seconds of the first epoch are others"
         torch.testing.assert_close(found["model"], expected["model"], atol=tolerance, rtol=0)
         for resumed, wanted in zip(read_epochs(broken), read_epochs(unbroken), strict=True):
-            assert resumed == pytest.approx(wanted, abs=tolerance)
+            assert resumed == pytest.approx(wanted, rel=tolerance)
 
     def kill_after_first_epoch(self, *configs: str | Path, log: Path, last: Path, **overrides: Any) -> None:
         """Start the command of a training and kill it after it has written its first checkpoint, `last`."""

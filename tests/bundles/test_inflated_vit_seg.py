@@ -113,6 +113,7 @@ def test_2d_weights_are_inflated_unless_switched_off(use_pretrained, dataset, sm
     assert (tmp_path / "run" / "weights.json").is_file() == use_pretrained
 
 
+@pytest.mark.numeric
 def test_training_then_evaluation_then_inference(dataset, small, tmp_path):
     run([CONFIGS / "train.yaml", small], dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), epochs=8)
     best = tmp_path / "run" / "best.pt"

@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -233,7 +231,7 @@ def test_all_losses_are_recorded_and_the_best_epoch_is_that_of_the_lowest_error(
     record = read_record(folder)
     for epoch in record["epochs"]:
         total = epoch["loss/reconstruction"] + 0.1 * epoch["loss/contrast"]
-        assert epoch["loss"] == pytest.approx(total, abs=1e-6)
+        assert epoch["loss"] == pytest.approx(total)
         assert ("reconstruction" in epoch) == (epoch["epoch"] % 2 == 0)
     errors = {epoch["epoch"]: epoch["reconstruction"] for epoch in record["epochs"] if "reconstruction" in epoch}
     assert record["best"]["epoch"] == min(errors, key=errors.__getitem__)
@@ -261,7 +259,7 @@ def test_the_validation_error_is_that_of_the_saved_network(scans, small, tmp_pat
     evaluator = again.parser.get_parsed_content("validate#evaluator")
     evaluator.run()
     expected = read_record(folder)["best"]["reconstruction"]
-    assert evaluator.state.metrics["val_reconstruction"] == pytest.approx(expected, abs=1e-6)
+    assert evaluator.state.metrics["val_reconstruction"] == pytest.approx(expected)
 
 
 def test_keeping_volumes_on_disk_changes_nothing(scans, small, tmp_path):
@@ -275,7 +273,7 @@ def test_keeping_volumes_on_disk_changes_nothing(scans, small, tmp_path):
         for found, wanted in zip(
             read_record(tmp_path / name)["epochs"], read_record(tmp_path / "plain")["epochs"], strict=True
         ):
-            assert found["loss"] == pytest.approx(wanted["loss"], abs=1e-6)
+            assert found["loss"] == pytest.approx(wanted["loss"])
 
 
 def test_pretraining_can_start_from_another_pretraining(scans, small, tmp_path, caplog):
@@ -287,30 +285,8 @@ def test_pretraining_can_start_from_another_pretraining(scans, small, tmp_path, 
     assert second[0]["loss/reconstruction"] < first[0]["loss/reconstruction"]
 
 
-def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(scans, small, tmp_path):
-    options = {"dataset_dir": str(scans), "epochs": 6}
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    run([PRETRAIN, small], output_dir=str(unbroken), **options)
-
-    command = make_command([PRETRAIN, small], "--dataset_dir", str(scans), "--epochs", "6", "--output_dir", str(broken))
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=BUNDLE, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not (broken / "last.pt").is_file() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(0.05)  # into the next epoch
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    state = torch.load(broken / "last.pt", weights_only=True)
-    assert 1 <= state["epoch"] < 6, (tmp_path / "log").read_text()
-
-    torch.rand(7)
-    run([PRETRAIN, small], output_dir=str(broken), resume=True, **options)
-    records = [read_record(folder)["epochs"] for folder in (unbroken, broken)]
-    assert [epoch["epoch"] for epoch in records[1]] == list(range(1, 7))
-    for expected, found in zip(*records, strict=True):
-        del expected["seconds"], found["seconds"]
-        assert found == pytest.approx(expected, abs=1e-5)
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(make_bundle, scans, tmp_path):
+    make_bundle("unetr_btcv", SMALL).check_resuming("pretrain", folder=tmp_path, epochs=6, dataset_dir=str(scans))
 
 
 def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writes(scans, small, tmp_path):
@@ -329,7 +305,8 @@ def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writ
     (first, contrast), (second, other_contrast) = (json.loads((tmp_path / f"rank_{r}").read_text()) for r in (0, 1))
     assert set(first).isdisjoint(second)
     assert set(first) | set(second) == set(range(10))
-    assert contrast == other_contrast != 0
+    assert contrast == pytest.approx(other_contrast)
+    assert contrast != 0
     assert read_record(tmp_path / "run")["best"]["epoch"] == 2
     assert len(list((tmp_path / "run").glob("events*"))) == 2  # trainer and evaluator of rank 0
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)

@@ -159,6 +159,7 @@ def test_two_processes_share_the_cases_and_the_first_alone_writes(bundle, datase
     assert state["model"].keys() == make_network().state_dict().keys()
 
 
+@pytest.mark.numeric
 def test_training_then_evaluation_inference_and_export_with_label_values_that_are_no_class_numbers(
     bundle, dataset, tmp_path
 ):

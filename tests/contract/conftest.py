@@ -27,6 +27,7 @@ def bundle_copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     shutil.copytree(BUNDLES / request.param, folder, ignore=NOT_COPIED)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     (folder / "models").mkdir()
+    torch.manual_seed(0)
     torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "models" / "model.pt")
     yield folder
     shutil.rmtree(folder)  # 0.7 GB of UNETR

@@ -114,6 +114,7 @@ def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Pa
     return bundle, card, folder / name
 
 
+@pytest.mark.numeric
 def test_the_documented_steps_give_the_labels_of_the_repository(downloaded, tmp_path):
     bundle, card, folder = downloaded
     root = BUNDLES / bundle

@@ -19,7 +19,7 @@ MODELS = sorted(BUNDLES.glob("*/models/*.yaml"))
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 DATA_SETS = {"msd04_hippocampus": SHARED_DATA / "msd-hippocampus", "openkbp_hn": SHARED_DATA / "openkbp-hn-ct"}
 
-
+pytestmark = pytest.mark.numeric
 each_model = pytest.mark.parametrize("overlay", MODELS, ids=[f"{path.parents[1].name}-{path.stem}" for path in MODELS])
 
 

@@ -236,6 +236,7 @@ def test_scans_are_in_the_datastore_and_offered_one_by_one(server: Server):
         assert Path(sample["path"]).is_file()
 
 
+@pytest.mark.numeric
 def test_segmentation_is_that_of_the_bundle_itself(
     server: Server, model: str, archives: dict[str, Path], tmp_path: Path
 ):

@@ -114,6 +114,7 @@ def run_stock_chain(scan: Path, network: nn.Module, folder: Path) -> nib.Nifti1I
     return nib.load(folder / f"{scan.name.removesuffix('.nii.gz')}_stock.nii.gz")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "phantom",
     [

@@ -30,6 +30,7 @@ def test_every_slice_is_predicted_from_its_neighbours_in_their_order():
     assert logits[0, 1, 0, 0].tolist() == [100, 210, 321, 432, 543, 554]  # the ends repeat their slice
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_the_size_of_the_batch_does_not_matter(batch_size):
     volume = torch.rand(2, 1, 4, 5, 7)

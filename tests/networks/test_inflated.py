@@ -9,7 +9,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from comparisons import assert_equal_to_scale
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.errors import CheckpointError, ConfigValueError
@@ -34,11 +36,6 @@ TINY, TINY_SWIN, DINO = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")  # on how timm indexes
 each_transformer = pytest.mark.parametrize("name", TRANSFORMERS)
 each_decoder = pytest.mark.parametrize("decoder", DECODERS)
-
-
-@pytest.fixture(autouse=True)
-def _fix_seed():
-    torch.manual_seed(0)
 
 
 def build_encoder(name: str = TINY, **arguments: Any) -> InflatedEncoder:
@@ -81,12 +78,14 @@ def test_flattening_puts_the_slices_of_a_channel_next_to_each_other():
     assert torch.equal(flatten_slices(windows)[:, 1 * 7 + 2], windows[:, 1, :, :, 2])
 
 
+@pytest.mark.numeric
 def test_flattened_kernel_is_the_3d_convolution():
     windows, kernel = torch.rand(2, 3, 32, 16, 5), torch.rand(6, 3, 8, 8, 5)
     wanted = F.conv3d(windows, kernel, stride=(8, 8, 1)).squeeze(-1)
-    torch.testing.assert_close(F.conv2d(flatten_slices(windows), flatten_slices(kernel), stride=8), wanted)
+    assert_equal_to_scale(F.conv2d(flatten_slices(windows), flatten_slices(kernel), stride=8), wanted)
 
 
+@pytest.mark.numeric
 @each_transformer
 def test_kernel_on_the_centre_slice_gives_the_2d_transformer(name):
     size = (70, 56) if "patch14" in name else (64, 96)
@@ -98,9 +97,10 @@ def test_kernel_on_the_centre_slice_gives_the_2d_transformer(name):
     windows = torch.rand(2, 2, *size, 3)
     with torch.no_grad():
         for features, wanted in zip(encoder(windows), planar(windows[..., 1:2]), strict=True):
-            torch.testing.assert_close(features, wanted)
+            assert_equal_to_scale(features, wanted)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", [TINY, TINY_SWIN, DINO, "beit_base_patch16_224"])
 def test_only_the_last_map_is_normalized(name):
     encoder = build_encoder(name, in_channels=3, num_slices=1, img_size=112, depths=(1, 3))
@@ -156,6 +156,7 @@ def test_maps_are_those_that_the_encoder_announces(name, size, padded, channels,
     assert [features.shape for features in maps] == grids
 
 
+@pytest.mark.numeric
 @each_decoder
 def test_slices_are_padded_with_their_last_rows_and_columns(decoder):
     net, padded_net = build_segmenter(decoder=decoder), build_segmenter(decoder=decoder, img_size=(64, 48))
@@ -164,7 +165,7 @@ def test_slices_are_padded_with_their_last_rows_and_columns(decoder):
     rows, columns = torch.arange(64).clamp(max=59), torch.arange(48).clamp(max=44)
     with torch.no_grad():
         wanted = padded_net(windows[:, :, rows][:, :, :, columns])[..., :60, :45]
-        torch.testing.assert_close(net(windows), wanted)
+        assert_equal_to_scale(net(windows), wanted)
 
 
 def test_all_slices_of_the_window_count():
@@ -190,6 +191,7 @@ def test_depths_can_be_chosen_for_a_decoder():
     assert build_segmenter(TINY_SWIN, "unetr", depths=[0, 2]).encoder.strides == [4, 16]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", [TINY, TINY_SWIN, "beit_base_patch16_224"])
 def test_checkpointing_changes_memory_only(name):
     net = build_segmenter(name, "transposed").train()
@@ -198,8 +200,9 @@ def test_checkpointing_changes_memory_only(name):
     windows = torch.rand(2, 1, 60, 45, 3)
     for model in (net, twin):
         model(windows).square().sum().backward()
-    for parameter, wanted in zip(twin.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, wanted.grad)
+    # as one vector: of biases in front of a normalization the gradient is rounding alone
+    found, wanted = (parameters_to_vector(p.grad for p in model.parameters()) for model in (twin, net))
+    assert_equal_to_scale(found, wanted)
 
 
 def test_drop_path_is_passed_on():
@@ -209,6 +212,7 @@ def test_drop_path_is_passed_on():
     assert not torch.equal(net.train()(windows), net(windows))
 
 
+@pytest.mark.numeric
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # from comparing sizes
 @pytest.mark.parametrize(("name", "decoder"), [(DINO, "unetr"), (TINY_SWIN, "upernet"), (TINY, "setr_pup")])
 def test_traced_network_equals_the_eager_one(name, decoder):
@@ -216,7 +220,7 @@ def test_traced_network_equals_the_eager_one(name, decoder):
     traced = torch.jit.trace(net, torch.rand(2, 1, 60, 45, 3), check_trace=False)
     windows = torch.rand(3, 1, 60, 45, 3)
     with torch.no_grad():
-        torch.testing.assert_close(traced(windows), net(windows))
+        assert_equal_to_scale(traced(windows), net(windows))
 
 
 # ---- fitting 2D checkpoints ----
@@ -250,6 +254,7 @@ def test_checkpoint_is_fitted_as_timm_does_it(name, size):
     assert all(torch.equal(tensor, planar[key]) for key, tensor in given.items())
 
 
+@pytest.mark.numeric
 def test_absolute_positions_are_resampled_bicubically():
     planar = make_planar(DINO)
     table = planar["pos_embed"]
@@ -258,9 +263,10 @@ def test_absolute_positions_are_resampled_bicubically():
     grid = table[:, 1:].reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
     wanted = F.interpolate(grid, (8, 6), mode="bicubic", antialias=True).flatten(2).mT
     assert torch.equal(fitted[:, :1], table[:, :1])
-    torch.testing.assert_close(fitted[:, 1:], wanted)
+    assert_equal_to_scale(fitted[:, 1:], wanted)
 
 
+@pytest.mark.numeric
 def test_relative_positions_are_resampled_at_growing_distances():
     name = "beit_base_patch16_224"
     planar, key = make_planar(name), "blocks.1.attn.relative_position_bias_table"

@@ -33,6 +33,7 @@ def test_pooling_trains_with_a_batch_of_one(norm):
         assert parameter.grad.any(), name
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("size", [(7, 4), (1, 1), (6, 12)])
 def test_branches_are_means_over_one_to_six_cells(size):
     pooling, features = PyramidPooling(8, 4, "group").eval(), torch.rand(2, 8, *size)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from comparisons import assert_equal_to_scale
 from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
 from monai.losses import DiceCELoss
 from monai.transforms import RandSpatialCropd
@@ -36,7 +37,9 @@ def build_segmenter() -> ScriptableSwinUNETR:
 
 
 def make_segmenter() -> ScriptableSwinUNETR:
-    return copy.deepcopy(build_segmenter())  # its initialization takes a second
+    network = copy.deepcopy(build_segmenter())  # its initialization takes a second
+    torch.manual_seed(0)  # what is drawn next shall not depend on whether it was built just now
+    return network
 
 
 def make_network(variant: str = "extension", **changes) -> OmniNetwork:
@@ -63,6 +66,7 @@ def make_loss(variant: str = "extension", weight: float = 1.0) -> OmniLoss:
 # ---- the network
 
 
+@pytest.mark.numeric
 def test_the_encoder_is_that_of_the_network_and_no_copy():
     network = make_segmenter()
     encoder = SharedEncoder(network, CROP)
@@ -81,9 +85,10 @@ def test_the_encoder_is_that_of_the_network_and_no_copy():
     with torch.no_grad():
         network(crops)
         expected = torch.cat([seen[name].mean((2, 3, 4)) for name in ENCODER[1:]], dim=1)
-        torch.testing.assert_close(encoder(crops), expected)
+        assert_equal_to_scale(encoder(crops), expected)
 
 
+@pytest.mark.numeric
 def test_the_segmentation_is_that_of_the_network_alone():
     network, (inputs, _) = make_network().eval(), prepare()
     with torch.no_grad():
@@ -155,12 +160,13 @@ def make_output(volumes: int = 2) -> tuple[dict, dict[str, Tensor]]:
     return {"logits": logits, "embeddings": embeddings}, {"label": label, "overlap": shares}
 
 
+@pytest.mark.numeric
 def test_the_loss_is_the_weighted_sum_of_its_two_parts():
     (output, target), loss = make_output(), make_loss(weight=0.25)
     value = loss(output, target)
     segmentation = DiceCELoss(to_onehot_y=True, softmax=True)(output["logits"], target["label"])
     contrast = VolumeContrastLoss()(output["embeddings"], target["overlap"])
-    torch.testing.assert_close(value, segmentation + 0.25 * contrast)
+    assert_equal_to_scale(value, segmentation + 0.25 * contrast)
     assert (loss.segmentation.item(), loss.contrast.item()) == (segmentation.item(), contrast.item())
     assert not loss.segmentation.requires_grad
 

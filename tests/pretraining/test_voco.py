@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from comparisons import assert_equal_to_scale
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.networks.nets import SwinUNETR
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector
 
 from tools import weights
 from tools.errors import ConfigValueError
@@ -81,6 +83,7 @@ def test_the_encoder_has_the_names_and_values_of_a_swinunetr_v2(feature_size, va
         assert sum(parameter.numel() for parameter in encoder.parameters()) == values
 
 
+@pytest.mark.numeric
 def test_features_are_the_means_of_what_the_decoder_reads():
     torch.manual_seed(0)
     unetr = SwinUNETR(1, 2, feature_size=12, window_size=2, use_v2=True)
@@ -95,7 +98,7 @@ def test_features_are_the_means_of_what_the_decoder_reads():
         features = encoder(crops)
     assert features.shape == (2, 24 * 12)
     expected = torch.cat([seen[f"encoder{number}"].mean((2, 3, 4)) for number in (1, 2, 3, 4, 10)], dim=1)
-    torch.testing.assert_close(features, expected)
+    assert_equal_to_scale(features, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -144,6 +147,7 @@ def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(
     }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", ["cvpr", "extension"])
 def test_the_teacher_starts_as_the_student_and_moves_by_the_average_alone(variant):
     network = make_stub(variant, momentum=0.7)
@@ -166,7 +170,7 @@ def test_the_teacher_starts_as_the_student_and_moves_by_the_average_alone(varian
         optimizer.step()
         for (teacher, _), values in zip(pairs, expected, strict=True):
             for parameter, value in zip(teacher.parameters(), values, strict=True):
-                torch.testing.assert_close(parameter, value)
+                assert_equal_to_scale(parameter.detach(), value)
                 assert parameter.grad is None
     assert any(not torch.equal(*both) for both in zip(pairs[0][0].parameters(), pairs[0][1].parameters(), strict=True))
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -184,6 +188,7 @@ def test_the_teacher_starts_from_the_weights_that_the_encoder_has():
     assert network.teacher_backbone.layer.weight is not backbone.layer.weight
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_computes_what_the_unbroken_one_does(variant):
     def train(network: VoCo, optimizer: torch.optim.Optimizer, steps: range) -> float:
@@ -208,6 +213,7 @@ def test_a_resumed_run_computes_what_the_unbroken_one_does(variant):
     assert train(second, its_optimizer, range(3, 6)) == whole
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("crops_at_once", [1, 5, 100])
 def test_crops_in_parts_give_the_gradient_of_all_at_once(variant, crops_at_once):
@@ -216,12 +222,12 @@ def test_crops_in_parts_give_the_gradient_of_all_at_once(variant, crops_at_once)
         network = make_stub(variant, crops_at_once=option)
         torch.manual_seed(0)
         VolumeContrastLoss(variant)(network(make_views()), make_overlap()).backward()
-        gradients.append([parameter.grad for parameter in network.trainable_parameters()])
+        # as one vector: of biases in front of a normalization the gradient is rounding alone
+        gradients.append(parameters_to_vector(parameter.grad for parameter in network.trainable_parameters()))
         if variant != "paper":  # the teacher moved once, not in the recomputation again
             copied = make_stub(variant, momentum=0.9)
             torch.testing.assert_close(network.teacher.state_dict(), copied.teacher.state_dict())
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
+    assert_equal_to_scale(*reversed(gradients))
 
 
 @pytest.mark.parametrize("device", ["GPU", "CPU"])
@@ -289,6 +295,7 @@ def test_heads_are_as_wide_as_published():
     assert shapes == {"cvpr": (2048, 2048), "extension": (1024, 1024), "paper": (2048, 2048)}
 
 
+@pytest.mark.numeric
 def test_the_head_is_normalized_over_all_crops_and_refuses_a_single_one():
     torch.manual_seed(0)
     head = ProjectionHead(6, 16).eval()
@@ -391,7 +398,8 @@ def compute_by_hand(embeddings: dict[str, Tensor], overlap: Tensor, form: str) -
     return terms
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.numeric
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_terms_are_those_of_the_formulas(variant, dtype, tolerance):
     embeddings = make_embeddings(dtype)
@@ -402,11 +410,11 @@ def test_terms_are_those_of_the_formulas(variant, dtype, tolerance):
     value = weighted(embeddings, overlap)
     expected = compute_by_hand(embeddings, overlap, variant)
     for name in TERMS:
-        assert float(getattr(weighted, name)) == pytest.approx(expected[name], abs=tolerance), name
+        assert float(getattr(weighted, name)) == pytest.approx(expected[name], rel=tolerance), name
     total = 2 * expected["prediction"] + 3 * expected["inter_volume"] + 5 * expected["regularization"]
-    assert value.item() == pytest.approx(total, rel=1e-6 if dtype is torch.float32 else 1e-10)
+    assert value.item() == pytest.approx(total, rel=tolerance)
     assert float(weighted.compute_prediction(embeddings, overlap)) == pytest.approx(
-        expected["prediction"], abs=tolerance
+        expected["prediction"], rel=tolerance
     )
     assert (expected["inter_volume"] > 0) == (variant == "extension")
 
@@ -435,6 +443,7 @@ def test_gradients_go_where_the_published_code_lets_them(variant):
         assert not embeddings["base"].grad[:, -1].any()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_loss_is_computed_in_single_precision(dtype):
     embeddings = {name: tensor.detach().requires_grad_() for name, tensor in make_embeddings(dtype).items()}
@@ -449,6 +458,7 @@ def test_the_loss_is_computed_in_single_precision(dtype):
     assert bool(torch.isfinite(embeddings["random"].grad).all())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_perfect_and_a_hopeless_prediction_have_a_finite_loss(variant):
     axes = torch.eye(4)[None]
@@ -521,6 +531,7 @@ def compute_half(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.numeric
 def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=compute_half, args=(rank, 2, tmp_path), daemon=True) for rank in (0, 1)]
@@ -534,17 +545,18 @@ def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(tmp_path
         found = [torch.load(tmp_path / f"{variant}_{rank}.pt", weights_only=True) for rank in (0, 1)]
         for name in TERMS:
             mean = sum(float(part[0][name]) for part in found) / 2
-            assert mean == pytest.approx(float(terms[name]), abs=1e-5)
+            assert mean == pytest.approx(float(terms[name]), rel=1e-5)
         assert (variant == "extension") == (float(found[0][0]["inter_volume"]) > 0)  # with one volume in each process
         for _, its_gradient in found:
             assert its_gradient.keys() == gradient.keys()
-            for name, expected in gradient.items():
-                torch.testing.assert_close(its_gradient[name], expected, rtol=1e-4, atol=1e-5)
+            vectors = (parameters_to_vector(part[name] for name in gradient) for part in (its_gradient, gradient))
+            assert_equal_to_scale(*vectors)
 
 
 # ---- engines
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_engine_trains_and_another_one_measures_retrieval(variant):
     torch.manual_seed(0)

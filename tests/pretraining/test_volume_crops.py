@@ -30,6 +30,7 @@ def count_voxels(start: Tensor, size: tuple[int, ...], grid: tuple[int, ...]) ->
     return torch.bincount(inside.flatten(), minlength=torch.Size(grid).numel()) / inside.numel()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("size", "grid"),
     [((64, 64, 64), (3, 3, 1)), ((96, 96, 96), (4, 4, 1)), ((5, 7, 6), (3, 3, 2)), ((8, 9, 7), (1, 2, 4))],
@@ -113,6 +114,7 @@ def test_one_base_crop_is_nearest_more_often_than_one_of_all_would_be(grid, shar
     assert float(nearest.max() / nearest.sum()) == pytest.approx(share, rel=0.15)
 
 
+@pytest.mark.numeric
 def test_each_crop_is_flipped_turned_and_shifted_by_itself():
     shape = (4, 4, 4)
     volume = make_volumes(1, (4, 8, 4))
@@ -156,6 +158,7 @@ def test_probabilities_are_those_of_a_crop(name):
     assert float(same) == pytest.approx(0.8**3 if name == "flip_prob" else 0.8, abs=0.04)  # three axes
 
 
+@pytest.mark.numeric
 def test_crops_can_be_resized_and_keep_their_overlap():
     volumes = make_volumes()
     _, expected = VolumeCrops(SIZE, GRID, seed=0, **PLAIN)({"image": volumes})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from comparisons import assert_equal_to_scale
 from monai.networks.nets import UNETR, SwinUNETR, ViT, ViTAutoEnc
 from torch import Tensor, nn
 
@@ -242,6 +243,7 @@ IN_BOTH_FORMS = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("case", "form"), IN_BOTH_FORMS)
 def test_a_public_layout_matches_exactly_and_computes_the_same(case, form, tmp_path):
     layout, wrapper, make_source, name_tensors, make_target, run, counts = CASES[case]
@@ -262,9 +264,11 @@ def test_a_public_layout_matches_exactly_and_computes_the_same(case, form, tmp_p
     assert not report["missing"] + report["unexpected"]
     assert sum(report["counts"][k] for k in ("matched", "reshaped", "tolerated", "untouched", "fresh")) == size
     image = make_image(target)
+    if report["counts"]["reshaped"]:  # other kernels then: in float32 they differ by as much as with another epsilon
+        source, target, image = source.double(), target.double(), image.double()
     with torch.no_grad():
         for expected, found in zip(run(source, image), run(target, image), strict=True):
-            assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+            assert_equal_to_scale(found, expected, relative=1e-7)
             assert expected.std() > 1e-3
 
 
@@ -311,6 +315,7 @@ def test_other_classes_leave_the_output_layer_and_say_so(source, target, fresh):
     assert not match(target, source.state_dict(), complete=True)[1].accepted, "inference with a random output layer"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("channels", [(1, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("make", [make_swin, make_unetr], ids=["SwinUNETR", "UNETR"])
 def test_other_input_channels_give_the_same_response_to_equal_ones(make, channels):
@@ -324,10 +329,11 @@ def test_other_input_channels_give_the_same_response_to_equal_ones(make, channel
     image = make_image(source)[:, :1]
     with torch.no_grad():
         expected, found = source(image.repeat(1, old, 1, 1, 1)), target(image.repeat(1, new, 1, 1, 1))
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert_equal_to_scale(found, expected)
     assert not match(target, source.state_dict(), complete=True)[1].accepted
 
 
+@pytest.mark.numeric
 def test_the_position_table_is_resampled_to_the_networks_grid():
     source, target = make_unetr(1, size=(48, 48, 48)), make_unetr(2, size=(48, 48, 96))
     values, report = match(target, source.state_dict())
@@ -339,7 +345,7 @@ def test_the_position_table_is_resampled_to_the_networks_grid():
     ramp = torch.arange(3.0).expand(3, 3, 3).reshape(1, 27, 1).expand(1, 27, 24)
     values, _ = match(target, source.state_dict() | {name: ramp})
     expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2]).expand(3, 3, 6)  # depth, the last axis, runs fastest
-    assert torch.allclose(values[name][0, :, 5].reshape(3, 3, 6), expected)
+    assert_equal_to_scale(values[name][0, :, 5].reshape(3, 3, 6), expected)
 
 
 def test_a_position_grid_that_is_no_cube_has_to_be_told():

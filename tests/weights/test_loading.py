@@ -40,7 +40,7 @@ def test_half_precision_is_converted_to_that_of_the_network(path):
     torch.save({name: v.half() if v.is_floating_point() else v for name, v in saved.items()}, path)
     network = load(make_network(), path)
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
-    assert torch.allclose(network[0].weight, saved["0.weight"], atol=1e-3)
+    assert torch.equal(network[0].weight, saved["0.weight"].half().float())
 
 
 def test_another_width_is_refused_with_counts_and_an_example(path):
@@ -80,6 +80,7 @@ def test_a_foreign_network_is_refused(path):
         load(make_unetr(), path)
 
 
+@pytest.mark.numeric
 def test_the_unused_norms_of_cross_attention_may_be_missing(tmp_path):
     source, target = make_unetr().eval(), make_unetr().eval()
     saved = {name: value for name, value in source.state_dict().items() if "norm_cross_attn" not in name}
