@@ -190,3 +190,19 @@ def test_training_then_evaluation_then_inference(bundle, dataset, tmp_path):
     overlap = 2 * np.sum((segmentation == 1) & (label == 1)) / (np.sum(segmentation == 1) + np.sum(label == 1))
     assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
     assert segmentation.any()
+
+
+def test_a_crop_that_does_not_fit_is_rounded_up_in_training_evaluation_and_inference_alike(bundle, dataset, tmp_path):
+    """Only `roi_size` is given, each time the same, as the card of a data set does."""
+    asked = {"roi_size": [20, 24, 40]}
+    bundle.run("train", dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), epochs=1, **asked)
+    options = {"dataset_dir": str(dataset), "checkpoint": str(tmp_path / "run" / "last.pt"), **asked}
+    bundle.run("train", "evaluate", output_dir=str(tmp_path / "evaluation"), **options)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["mean"] == pytest.approx(record["epochs"][-1]["dice"], abs=1e-4)
+    options["dataset_dir"] = str(dataset / "imagesTr")
+    bundle.run("inference", output_dir=str(tmp_path / "segmentations"), **options)
+    report = json.loads((tmp_path / "segmentations" / "run.json").read_text())
+    assert report["settings"]["roi_size"] == [32, 32, 64]
+    assert {scan["state"] for scan in report["scans"].values()} == {"done"}
