@@ -22,9 +22,7 @@ SIZE = (32, 32, 32)
 
 def make_unetr(seed: int = 0, **options) -> UNETR:
     torch.manual_seed(seed)
-    network = UNETR(1, 2, SIZE, feature_size=4, **SIZES | options)
-    nn.init.uniform_(network.get_parameter(next(n for n, _ in network.named_parameters() if n.endswith(BIAS))))
-    return network.eval()
+    return UNETR(1, 2, SIZE, feature_size=4, **SIZES | options).eval()
 
 
 @pytest.fixture
