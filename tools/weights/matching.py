@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.errors import CheckpointError, ConfigValueError
-from tools.networks.patch_merging import AUTO
+from tools.networks.patch_merging import AUTO, check_form
 from tools.weights.adaptation import PROJECTION, WINDOW_INDEX, adapt, get_sizes, has_standard_index, is_regridded
 from tools.weights.contradictions import HEAD, find_contradictions
 from tools.weights.inflation import Inflation
@@ -86,10 +86,11 @@ def match(
     check_pattern("allow_unused", allow_unused)
     check_source_grid(source_grid)
     check_source_heads(source_heads)
+    check_form(patch_merging, AUTO)
     inflation = inflation or Inflation()
     state_dict, marks = split_marks(state_dict)
     wanted, _ = split_marks(network.state_dict())
-    tensors, table = _choose_layout(state_dict, network, layout, source)
+    tensors, table = _choose_layout(state_dict, network, wanted, layout, source)
     report = MatchReport(source, table.name, table.title, table.family, type(network).__name__, table.licence)
     report.network_values = sum(tensor.numel() for tensor in wanted.values())
     with _name_source(source):
@@ -151,10 +152,13 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _choose_layout(
-    state_dict: Mapping[str, Tensor], network: nn.Module, layout: str, source: str
+    state_dict: Mapping[str, Tensor],
+    network: nn.Module,
+    wanted: Mapping[str, Tensor],
+    layout: str,
+    source: str,
 ) -> tuple[Mapping[str, Tensor], Layout]:
     """Return the checkpoint, its names without prefixes unless they are the network's own, and its layout."""
-    wanted, _ = split_marks(network.state_dict())
     needed = {name for name in wanted if find_reason(OWN.may_lack, name) is None}
     if needed <= state_dict.keys() <= wanted.keys():
         return state_dict, _choose_identity(state_dict, layout)
