@@ -273,8 +273,8 @@ def test_segmentation_starts_from_its_transformer(use_v2, entries, bundle, scans
         ({"dataset_dir": None}, "--dataset_dir: found nothing"),
         ({"dataset_dir": "/nowhere"}, "/nowhere: found no such folder"),
         (
-            {"roi_size": [32, 40, 64]},
-            "roi_size: found 32×40×64, wanted multiples of 32, not all of them 32; set --roi_size [32,64,64].",
+            {"roi_size": [32, 40, 96], "turn_axis": 2},
+            "roi_size: found 32×64×96, wanted the same along X and Y for quarter turns about Z; change it, ",
         ),
         (
             {"tasks": ["rotaton"]},

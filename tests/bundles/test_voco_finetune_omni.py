@@ -210,5 +210,6 @@ def test_two_processes_share_the_cases_and_the_gradient(bundle, dataset, scans, 
     (first, gradient, one), (second, other, two) = ranks
     assert sorted(first + second) == [0, 1]
     assert gradient == pytest.approx(other)
-    assert min(one, two) > 0  # the next volume is that of the other process
+    # the next volume is that of the other process; without one the term is 0, where cosines are all negative a bit less
+    assert 0 not in (one, two)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 1
