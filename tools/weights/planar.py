@@ -123,8 +123,8 @@ def inflate(parts: dict[str, Part], network: nn.Module, inflation: Inflation, no
 
 
 def can_inflate(kernel: Tensor, bias: Tensor) -> bool:
-    """Tell whether kernel `(E, C, h, w)` and bias `(E,)` are those of a patch embedding."""
-    return kernel.ndim == 4 and bias.shape == kernel.shape[:1] and all(kernel.shape)
+    """Tell whether kernel `(E, C, p, p)` and bias `(E,)` are those of a patch embedding."""
+    return kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] and bias.shape == kernel.shape[:1]
 
 
 def check_colours(kernel: Tensor, normalization: str | tuple) -> None:

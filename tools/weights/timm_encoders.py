@@ -49,6 +49,9 @@ def inflate_encoder(
             "network", type(network).__name__, "an InflatedSegmenter, for weights of timm", "use another layout"
         )
     encoder: Any = network.get_submodule("encoder")
+    if KERNEL in parts and (parts[KERNEL].tensor.ndim != 4 or len(set(parts[KERNEL].tensor.shape[2:])) > 1):
+        shape = " × ".join(map(str, parts[KERNEL].tensor.shape))
+        raise ConfigValueError(KERNEL, f"a kernel of {shape}", "square patches of an image", "give another file")
     parts = _fold_bias_masks(parts)
     _check_constants({name: part.tensor for name, part in parts.items()}, encoder.model)
     # a view each: tensors that share their memory are told apart
