@@ -114,8 +114,9 @@ def list_files() -> str:
 
 def _check_types(entry: Mapping[str, Any], place: str) -> None:
     """Raise `ConfigValueError` if a value of an entry is of another type than its key wants."""
+    texts = ("name", "path", "url", "licence", "layout", "hash_val", "hash_type", "converted")
     for name, kind, wanted in (
-        *((name, str, "a text") for name in ("name", "path", "url", "licence", "layout", "hash_val", "hash_type", "converted")),
+        *((name, str, "a text") for name in texts),
         *((name, int, "a whole number") for name in ("size_bytes", "size_mb")),
         ("network", Mapping, "a mapping with _target_"),
     ):

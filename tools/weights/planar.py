@@ -94,7 +94,8 @@ def inflate(parts: dict[str, Part], network: nn.Module, inflation: Inflation, no
         ConfigValueError: if the network has no 3D patches, the table is of no square image, or the colours do not fit.
     """
     patch_size, grid = get_sizes(network, "patch_size"), get_sizes(network, "feat_size")
-    if patch_size is None or grid is None or len(patch_size) != 3 or FIRST_LAYER not in network.state_dict():
+    wanted = network.state_dict()
+    if patch_size is None or grid is None or len(patch_size) != 3 or FIRST_LAYER not in wanted:
         raise ConfigValueError(
             "network", type(network).__name__, "a UNETR, for 2D weights", "give weights of this kind of network"
         )
@@ -102,7 +103,6 @@ def inflate(parts: dict[str, Part], network: nn.Module, inflation: Inflation, no
     kernel, bias = parts.get(KERNEL), parts.get(BIAS)
     if kernel is not None and bias is not None and can_inflate(kernel.tensor, bias.tensor):
         check_colours(kernel.tensor, normalization)
-        wanted = network.state_dict()
         linear = any(name.endswith("patch_embeddings.1.weight") for name in wanted)
         channels = wanted[FIRST_LAYER].shape[1]
         weight3d, bias3d = inflate_patch_embedding(
