@@ -126,27 +126,28 @@ def _choose_asked(patch_merging: str, network: nn.Module) -> str:
 
 def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read from the shapes of weights, named as in the network, which arguments it was built with."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def find(pattern: str, ndim: int | None = None) -> tuple[int, ...] | None:
-        found = (shape for name, shape in shapes.items() if re.fullmatch(pattern, name))
-        return next((shape for shape in found if ndim in (None, len(shape))), None)
+    def find(name: str, ndim: int) -> tuple[int, ...] | None:
+        tensor = tensors.get(name)
+        return tuple(tensor.shape) if tensor is not None and tensor.ndim == ndim else None
 
     facts: dict[str, Any] = {}
-    if positions := find(r"vit\.patch_embedding\.position_embeddings", 3):
+    if positions := find("vit.patch_embedding.position_embeddings", 3):
         facts |= {"hidden_size": positions[2], "patches": positions[1]}
-    if mlp := find(r"vit\.blocks\.0\.mlp\.linear1\.weight", 2):
+    if mlp := find("vit.blocks.0.mlp.linear1.weight", 2):
         facts |= {"hidden_size": mlp[1], "mlp_dim": mlp[0]}
-    if any(name.startswith("vit.blocks.") for name in shapes):
-        facts["num_layers"] = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("vit.blocks."))
-        facts["proj_type"] = "perceptron" if find(r"vit\..*patch_embeddings\.1\.weight") else "conv"
-        facts["qkv_bias"] = find(r"vit\.blocks\.0\.attn\.qkv\.bias") is not None
-    if embedding := find(r"swinViT\.patch_embed\.proj\.weight", 5):
+    blocks = {match[1] for name in tensors if (match := re.match(r"vit\.blocks\.(\d+)\.", name))}
+    if blocks:
+        facts["num_layers"] = 1 + max(map(int, blocks))
+        perceptron = "vit.patch_embedding.patch_embeddings.1.weight" in tensors
+        facts["proj_type"] = "perceptron" if perceptron else "conv"
+        facts["qkv_bias"] = "vit.blocks.0.attn.qkv.bias" in tensors
+    if embedding := find("swinViT.patch_embed.proj.weight", 5):
         facts |= {"feature_size": embedding[0], "in_channels": embedding[1]}
-        facts["use_v2"] = find(r"swinViT\.layers1c\..*") is not None
-    if first := find(r"encoder1\.layer\.conv1\.conv\.weight", 5):
+        facts["use_v2"] = any(name.startswith("swinViT.layers1c.") for name in tensors)
+    if first := find("encoder1.layer.conv1.conv.weight", 5):
         facts |= {"feature_size": first[0], "in_channels": first[1]}
-    if head := find(r"out\.conv\.conv\.weight", 5):
+    if head := find("out.conv.conv.weight", 5):
         facts["out_channels"] = head[0]
     return facts
 
