@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import pytest
 import yaml
 from monai.bundle import download_large_files
+from zoo import SOURCES, build_source, build_target
 
 from tools.bundles import BUNDLES
-from tools.errors import ConfigValueError
-from tools.weights import LAYOUTS, catalogue
+from tools.errors import CheckpointError, ConfigValueError
+from tools.weights import LAYOUTS, catalogue, match
 from tools.weights.catalogue import choose_files, list_files, read_catalogue
 
 NAMES = sorted(path.parent.name for path in BUNDLES.glob("*/large_files.yml"))
@@ -109,3 +113,35 @@ def test_monai_reads_the_same_file(bundles, tmp_path):
     bundles(ENTRY | entry)
     download_large_files(str(tmp_path / "toy"))
     assert (tmp_path / "toy" / "models" / "one.pt").read_bytes() == b"weights"
+
+
+# a file in each layout, see zoo.py, and the networks that the bundles load into
+FILES = {
+    "unetr_monai_0.7": ("UNETR of MONAI 0.7",),
+    "vit_2d": ("DINOv2", "ViT of timm"),
+    "beit_2d": ("BEiT",),
+    "timm": ("Swin of Microsoft",),
+    "swin_ssl_0.8.1": ("model_swinvit.pt, original merging",),
+    "swin_dae": ("disruptive autoencoder, original merging",),
+    "swin_unetr": ("SwinUNETR, original merging", "SwinUNETR v2, original merging"),
+    "voco": ("VoCo_SSL_head, original merging",),
+}
+NETWORKS = {
+    "unetr_btcv": ("UNETR", "UNETR with biases, perceptron"),
+    "swin_unetr_ssl": ("SwinUNETR",),
+    "voco_finetune": ("SwinUNETR v2",),
+    "inflated_vit_seg": ("inflated DINOv2", "inflated ViT", "inflated BEiT", "inflated Swin"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bundle", NAMES)
+def test_every_public_file_goes_into_a_network_of_its_bundle(bundle):
+    for file in read_catalogue(bundle):
+        assert file.layout in FILES, f"{file.name}: no network takes the layout {file.layout}"
+        accepted = []
+        for name, target in itertools.product(FILES[file.layout], NETWORKS[bundle]):
+            state = SOURCES[name].write(build_source(name))
+            with contextlib.suppress(CheckpointError, ConfigValueError):
+                accepted.append(match(build_target(target), state, file.layout, **SOURCES[name].options)[1].accepted)
+        assert any(accepted), file.name
