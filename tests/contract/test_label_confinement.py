@@ -455,11 +455,20 @@ def test_too_large_a_body_is_refused_with_and_without_its_length(server: Served)
 
 
 def test_notes_do_not_break_the_list_of_studies(server: Served):
-    for info in ('{"x": NaN}', '{"x": 1e999}', "[" * 100_000, '{"name": "../x.nii.gz"}', '{"strategy": 1}'):
+    for info in (
+        '{"x": NaN}',
+        '{"x": 1e999}',
+        '{"x": "\\ud800"}',
+        "[" * 100_000,
+        '{"name": "../x.nii.gz"}',
+        '{"strategy": 1}',
+    ):
         answer = requests.put(
             f"{server.url}/datastore/image/info", params={"image": CASE}, data={"info": info}, timeout=60
         )
         refuse(answer, 422, "info: found ")
+    half = {"client_id": "\ud800"}
+    refuse(requests.post(f"{server.url}/activelearning/first", json=half, timeout=60), 422, "params: found ")
     assert requests.get(f"{server.url}/datastore/?output=all", timeout=60).ok
     for strategy in ("first", "random"):
         assert requests.post(f"{server.url}/activelearning/{strategy}", json={}, timeout=60).json()["id"]
@@ -492,6 +501,13 @@ def test_foreign_names_and_pages_are_refused(server: Served):
     assert requests.post(f"{server.url}/activelearning/first", json={}, headers=headers, timeout=60).ok
     headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert requests.get(f"{server.url}/ohif/", headers=headers, timeout=60).ok
+
+
+def test_odd_requests_are_answered(server: Served):
+    for method, target in (("OPTIONS", "*"), ("TRACE", "/info/"), ("GET", "http://evil.test/info/x"), ("PATCH", "//")):
+        with confined(server):
+            status, content = send(server, method, target)
+        assert 400 <= status < 500, (method, target, status, content)
 
 
 def test_form_of_another_page_starts_no_training(server: Served, model: str):

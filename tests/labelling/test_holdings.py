@@ -61,6 +61,20 @@ def test_place_is_checked_with_each_suffix_and_dangling_links(
         Holdings(app).check_label_place("image", "new", "final")
 
 
+def test_link_of_another_suffix_is_not_removed_with_its_target(
+    app: SimpleNamespace, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in (studies, studies / "labels" / "final"):
+        (folder / "slide.svs").symlink_to(tmp_path / "secret.nii.gz")
+    monkeypatch.setattr(app.datastore(), "get_image_uri", lambda scan: str((studies / "slide.svs").resolve()))
+    monkeypatch.setattr(app.datastore(), "get_label_uri", lambda scan, tag: str((studies / "slide.svs").resolve()))
+    holdings = Holdings(app, follow_links=True)
+    with pytest.raises(RequestError, match=OUT):
+        holdings.check_scan_place("id", "slide")
+    with pytest.raises(RequestError, match=OUT):
+        holdings.check_label_place("id", "slide", "final")
+
+
 def test_label_and_folder_of_labels_may_be_no_links_to_elsewhere(app: SimpleNamespace, studies: Path, tmp_path: Path):
     label = studies / "labels" / "final" / "case.nii.gz"
     label.unlink()

@@ -151,6 +151,7 @@ def test_path_on_the_machine_of_a_viewer_does_not_count(filename: str):
         "x.NII.GZ",
         "a\\b.nii.gz",
         "a\0.nii.gz",
+        "\ud800.nii.gz",
         f"{'x' * 200}.nii",
         "x.tar",
         "x.zip",

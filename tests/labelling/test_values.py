@@ -26,7 +26,24 @@ from tools.labelling.values import (
     text,
 )
 
-LEADING_OUT = ["../x", "..", ".", "/x", "a/b", "a\\b", "a\0", "a\n", ".hidden", "", " ", "x" * 201, "é" * 101, 7, None]
+LEADING_OUT = [
+    "../x",
+    "..",
+    ".",
+    "/x",
+    "a/b",
+    "a\\b",
+    "a\0",
+    "a\n",
+    ".hidden",
+    "",
+    " ",
+    "x" * 201,
+    "é" * 101,
+    "\ud800",
+    7,
+    None,
+]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +79,7 @@ CODE = "$__import__('os').getcwd()"
         (choice(0, 1), [0, 1], [True, False, 0.0]),
         (optional(flag), [None, True], ["", 0]),
         (one_or_more(choice("a", "b")), ["a", ["b", "a"]], ["c", [], ["c"], [["a"]], ["a"] * 101, {"a": 1}]),
-        (text, ["anything: $x ../y", ""], ["x" * 1001, 1, None]),
+        (text, ["anything: $x ../y", ""], ["x" * 1001, "\ud800", 1, None]),
         (
             points,
             [[], [[1, 2, 3], [4.5, 0, 2]], [0, 1, 2, 3, 4, 5]],
@@ -121,6 +138,8 @@ def test_note_holds_plain_values():
         json.dumps({"x": "y" * (64 << 10)}),
         json.dumps({"path": "x"}),
         '{"x": ' + "9" * 5000 + "}",
+        '{"x": "\\ud800"}',
+        '{"\\udfff": 1}',
         None,
     ],
 )

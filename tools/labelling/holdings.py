@@ -66,12 +66,14 @@ class Holdings:
     def check_scan_place(self, subject: str, scan: str) -> None:
         """Raise `RequestError` if a scan of this name would be written or removed outside of the studies."""
         if self.studies is not None:
-            self._check_written(subject, self.app.datastore()._datastore.image_path(), scan)
+            datastore = self.app.datastore()
+            self._check_written(subject, datastore._datastore.image_path(), scan, datastore.get_image_uri(scan))
 
     def check_label_place(self, subject: str, scan: str, tag: str) -> None:
         """Raise `RequestError` if the label of a scan would be written or removed outside of the studies."""
         if self.studies is not None:
-            self._check_written(subject, self.app.datastore()._datastore.label_path(tag), scan)
+            datastore = self.app.datastore()
+            self._check_written(subject, datastore._datastore.label_path(tag), scan, datastore.get_label_uri(scan, tag))
 
     def has_session(self, session: str) -> bool:
         """Tell whether a scan was uploaded under the id of this session."""
@@ -111,9 +113,9 @@ class Holdings:
         remedy = "copy the file there, or start the server with --follow_links True"
         raise RequestError(subject, found, "files in the studies", remedy)
 
-    def _check_written(self, subject: str, folder: str, scan: str) -> None:
-        for suffix in SUFFIXES:
-            path = Path(folder, f"{scan}{suffix}").resolve()
-            if self.studies is None or not path.is_relative_to(self.studies):
-                found = f"{shorten(scan)}, a link to a file outside of the studies"
-                raise RequestError(subject, found, "a file in the studies", "take another name")
+    def _check_written(self, subject: str, folder: str, scan: str, present: str) -> None:
+        """Raise if what is there, of any suffix, or what may be written lies elsewhere."""
+        paths = [Path(folder, f"{scan}{suffix}") for suffix in SUFFIXES] + [Path(present)] * bool(present)
+        if self.studies is None or not all(path.resolve().is_relative_to(self.studies) for path in paths):
+            found = f"{shorten(scan)}, a link to a file outside of the studies"
+            raise RequestError(subject, found, "a file in the studies", "take another name")

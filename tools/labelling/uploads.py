@@ -15,7 +15,7 @@ from typing import IO, Protocol
 
 from tools.checks import check_scan
 from tools.errors import RequestError, UnreadableScanError
-from tools.labelling.values import NAME_BYTES, shorten
+from tools.labelling.values import NAME_BYTES, count_bytes, shorten
 
 # of MONAI Label's own list; its pictures and whole slides are no input of 3D networks
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
@@ -77,7 +77,7 @@ def check_filename(subject: str, filename: str | None) -> str:
     if (
         not name.endswith(SUFFIXES)
         or name.startswith(".")
-        or len(name.encode(errors="replace")) > NAME_BYTES
+        or count_bytes(name) > NAME_BYTES
         or re.search(r"[\\\x00-\x1f\x7f]", name)
     ):
         found = f"the name {shorten(name)}"

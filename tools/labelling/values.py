@@ -39,7 +39,7 @@ def name(subject: str, value: Any) -> str:
         or not value.strip()
         or value.startswith(".")
         or FORBIDDEN.search(value)
-        or len(value.encode(errors="replace")) > NAME_BYTES
+        or count_bytes(value) > NAME_BYTES
     ):
         wanted = f"a name of at most {NAME_BYTES} bytes without / and \\ that does not begin with a dot"
         raise RequestError(subject, shorten(value), wanted, REMEDY)
@@ -114,7 +114,7 @@ def one_or_more(kind: Kind) -> Kind:
 
 def text(subject: str, value: Any) -> str:
     """Take a short text that is only kept and shown."""
-    if not isinstance(value, str) or len(value.encode(errors="replace")) > TEXT_BYTES:
+    if not isinstance(value, str) or count_bytes(value) > TEXT_BYTES:
         raise RequestError(subject, shorten(value), f"a text of at most {TEXT_BYTES} bytes", REMEDY)
     return value
 
@@ -169,8 +169,8 @@ def setting(default: Any) -> Kind:
 def read_object(subject: str, value: Any, limit: int = NOTE_BYTES) -> dict[str, Any]:
     """Return the object in a JSON text of at most `limit` bytes, or `value` if it is one already."""
     content = value if isinstance(value, dict) else _read_json(subject, value, limit)
-    if not isinstance(content, dict):
-        raise RequestError(subject, shorten(content), "a JSON object", REMEDY)
+    if not isinstance(content, dict) or math.isinf(count_bytes(json.dumps(content, ensure_ascii=False))):
+        raise RequestError(subject, shorten(content), "a JSON object of Unicode text", REMEDY)
     return content
 
 
@@ -197,6 +197,14 @@ def find_kind(subject: str, key: str, kinds: Mapping[str, Kind]) -> Kind:
     return kinds[key]
 
 
+def count_bytes(value: str) -> float:
+    """Return the length of a text in UTF-8, infinity for half a character: files and answers can hold none."""
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError:
+        return math.inf
+
+
 def shorten(value: Any) -> str:
     """Return a value as a message shows it."""
     shown = repr(value)
@@ -204,7 +212,7 @@ def shorten(value: Any) -> str:
 
 
 def _read_json(subject: str, value: Any, limit: int) -> Any:
-    if not isinstance(value, str) or len(value.encode(errors="replace")) > limit:
+    if not isinstance(value, str) or count_bytes(value) > limit:
         raise RequestError(subject, shorten(value), f"JSON of at most {limit:,} bytes", REMEDY)
     try:
         return json.loads(value, parse_constant=_refuse_constant, parse_float=_read_float)
