@@ -106,7 +106,7 @@ def check_training(bundle: str, card: str, batch_size: int, dataset: Path, folde
     root = BUNDLES / bundle
     files = [str(root / "configs" / "train.yaml"), str(CARDS / f"{card}.yaml")]
     steps = ConfigParser.load_config_file(files[0])["augmentation"]
-    always = {f"augmentation#{number}#prob": 1.0 for number in range(len(steps))}
+    always = {f"augmentation#{number}#prob": 1.0 for number, step in enumerate(steps) if "prob" in step}
     share = {1: 1 / TRAINING_CASES, 2: 1.0}[batch_size]
     sizes = {"batch_size": batch_size, "num_samples": 3 - batch_size, "training_share": share}
     overrides = SMALL[bundle] | SCHEDULE | list_sizes(bundle, card) | always | sizes

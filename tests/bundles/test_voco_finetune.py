@@ -148,7 +148,7 @@ def test_two_processes_share_the_cases_and_the_first_alone_writes(bundle, datase
     torch.save(name_as_training(make_network()), tmp_path / "weights.pt")
     told = "[list(@train#sampler), sum(p.grad.abs().sum().item() for p in @network.parameters())]"
     options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "epochs": 1}
-    options |= {"pretrained": str(tmp_path / "weights.pt"), "use_checkpoint": True}
+    options |= {"pretrained": str(tmp_path / "weights.pt"), "patch_merging": "corrected", "use_checkpoint": True}
     (first, gradient), (second, other) = bundle.run_in_processes(2, "train", "multi_gpu_train", tell=told, **options)
     assert sorted(first + second) == [0, 1, 2, 3]
     assert gradient == pytest.approx(other)

@@ -114,7 +114,10 @@ def make_bomb() -> bytes:
         (lambda path: save(make_network(3).state_dict()), "tensors that fit"),
         (lambda path: save(dict(list(make_other().items())[1:])), "missing"),
         (lambda path: save(make_other() | {"more": torch.ones(1)}), "unknown"),
-        (lambda path: save({name: value * torch.nan for name, value in make_other().items()}), "NaN or infinity"),
+        (
+            lambda path: save({name: value * torch.nan for name, value in make_other().items()}),
+            "infinite or none",
+        ),
         (lambda path: make_bomb(), "33,554,432 bytes when unpacked, wanted at most 16,777,216"),
     ],
 )

@@ -111,18 +111,18 @@ def test_a_checkpoint_fills_a_swinunetr_with_the_student(variant, tmp_path, capl
     weights.save_checkpoint({"model": network.state_dict(), "epoch": 1}, tmp_path / "last.pt")
     unetr = SwinUNETR(1, 5, feature_size=12, window_size=2, use_v2=True)
     with caplog.at_level(logging.INFO):
-        weights.load(unetr, tmp_path / "last.pt", report_dir=tmp_path)
+        weights.load(unetr, tmp_path / "last.pt", report_dir=tmp_path, patch_merging="corrected")
     assert "145" in caplog.text
     for name, tensor in network.backbone.state_dict().items():
         assert torch.equal(unetr.state_dict()[name], tensor)
-    _, report = weights.match(unetr, network.state_dict())
+    _, report = weights.match(unetr, network.state_dict(), patch_merging="corrected")
     assert (report.layout, report.num_loaded, len(report.untouched), report.unexpected) == ("voco", 145, 22, [])
     teachers = [name for name in network.state_dict() if name.startswith("teacher_backbone.")]
     assert len(teachers) == (145 if variant == "cvpr" else 0)
     assert {report.dropped[name] for name in teachers} <= {"the teacher, a moving average of the student"}
     # and the encoder of a pre-training to come
     encoder = make_encoder()
-    weights.initialize(encoder, tmp_path / "last.pt")
+    weights.initialize(encoder, tmp_path / "last.pt", patch_merging="corrected")
     assert all(torch.equal(encoder.state_dict()[name], x) for name, x in network.backbone.state_dict().items())
     # and the same network, to resume
     again = VoCo(make_encoder(), variant, embedding_dim=8)

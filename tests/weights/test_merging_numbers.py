@@ -10,10 +10,11 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from tools.bundles import BUNDLES
+from tools.studies.merging_forms import summarize
 from tools.weights import read_state_dict
 from tools.weights.merging_numbers import PAIRS, TWINS, judge, judge_distances, measure_distances
 
-STUDY = BUNDLES / "swin_unetr_ssl" / "studies" / "results" / "merging_forms.json"
+STUDY = BUNDLES / "swin_unetr_ssl" / "studies" / "merging_forms.json"
 COMMITTED = sorted(
     path for name in ("swin_unetr_ssl", "voco_finetune") for path in BUNDLES.glob(f"{name}/models/*.safe*")
 )
@@ -35,6 +36,11 @@ def test_networks_of_the_study_are_told_rightly_or_not_at_all(form):
     assert set(last) <= {form, None}
     start = [judge_distances(entry["blocks"]["0"]).form for entry in networks]
     assert set(start) == {None}, "a network that was not trained tells nothing"
+
+
+def test_the_table_in_the_docs_is_that_of_the_committed_numbers():
+    document = (STUDY.parents[1] / "docs" / "README.md").read_text()
+    assert f"<!-- table:{STUDY.stem} -->\n{summarize(STUDY)}\n<!-- /table:{STUDY.stem} -->" in document
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")

@@ -79,6 +79,8 @@ def export(
     model = _pack_weights(config["network_def"], weights, patch_merging)
     if form := read_form(config["network_def"]):  # known once the weights are loaded
         files = _merge_configs(root, card_path, overlay, {"patch_merging": form})
+        config = _resolve(files["configs/inference.yaml"].decode())
+        model = _pack_weights(config["network_def"], weights, form)  # the names of a network that is told its form
     page = overlay.with_suffix(".md")
     model_card = page.read_text(encoding="utf-8") if weights == overlay.with_suffix(".safetensors") else None
     metadata = describe_metadata(metadata, card, config, model_card)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a Swin transformer's patch merging is told from its weights: many small networks, trained in both forms.
 
-    python -m tools.studies.merging_forms --dataset_dir Task04_Hippocampus --out runs/merging_forms.json
+    python -m tools.studies.merging_forms train --dataset_dir Task04_Hippocampus --out runs/merging_forms.json
+    python -m tools.studies.merging_forms summarize runs/merging_forms.json
 
-Each network is trained by itself on crops of the data set, with or without its labels. After some steps the second
-, which is all that `tools.weights.merging_numbers` looks at.
+Each network is trained by itself on crops of the data set, with or without its labels. After some steps the distances
+between the blocks of its reductions are written, which is all that `tools.weights.merging_numbers` looks at.
 The file is written after each network; a second start goes on where the first one ended.
 """
 
@@ -34,7 +35,6 @@ from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form
 from tools.pretraining import ProxyTaskLoss, ProxyTasks, SwinSSL, SwinUNETREncoder, VoCo, VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
-from tools.reports import format_table
 from tools.weights.merging_numbers import judge_distances, measure_distances
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def train(
 
 
 def summarize(path: str | Path) -> str:
-    """Return a table: how many networks of each kind are told rightly, wrongly and not at all, by their steps."""
+    """Return a Markdown table: how many networks of each kind are told rightly, wrongly and not at all, by steps."""
     records = json.loads(Path(path).read_text(encoding="utf-8"))["networks"]
     counts: dict[tuple[str, str, int], Counter[str]] = {}
     for entry in records:
@@ -97,7 +97,9 @@ def summarize(path: str | Path) -> str:
         (*key, count.total(), count["right"], count["undecided"], count["wrong"])
         for key, count in sorted(counts.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
     ]
-    return format_table(["network", "trained as", "steps", "networks", "right", "undecided", "wrong"], rows)
+    header = ["network", "trained as", "steps", "networks", "right", "undecided", "wrong"]
+    rule = ["---", "---", *["---:"] * 5]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rule, *rows))
 
 
 def read_scans(dataset_dir: str) -> list[tuple[Tensor, Tensor]]:

@@ -83,7 +83,7 @@ def take_crops(parser: ConfigParser, volume: dict[str, MetaTensor], *steps: str)
 def test_crops_have_the_size_that_the_network_takes_whatever_is_done_to_them(bundle, card):
     parser = parse(bundle, "train", card, num_samples=2)
     steps = parser["augmentation"]
-    parser.update({f"augmentation#{number}#prob": 1.0 for number in range(len(steps))})
+    parser.update({f"augmentation#{number}#prob": 1.0 for number, step in enumerate(steps) if "prob" in step})
     window = find_window(parser)
     assert all(asked <= taken < asked + 32 for asked, taken in zip(parser["roi_size"], window, strict=True))
     crops = take_crops(parser, make_volume(parser, window), "train#sampling", "augmentation")
