@@ -29,6 +29,11 @@ AFFINES = {
 WritePhantom = Callable[..., Path]
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: packed ones hold the time, and all processes must give a test the same name."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
