@@ -57,9 +57,11 @@ def test_training_and_inference_have_the_same_network_and_prepare_images_in_the_
     train, inference = read(name, "train"), read(name, "inference")
     assert train["network_def"] == inference["network_def"]
     # use_checkpoint: for memory in training; the network is the same
+    # patch_merging: corrected in both until weights tell another one; inference tells it in its state dict, too
     arguments = {str(value)[1:] for value in train["network_def"].values() if str(value).startswith("@")}
-    for key in {*arguments, "mirror_axes"} - {"use_checkpoint"} & train.keys():
+    for key in {*arguments, "mirror_axes"} - {"use_checkpoint", "patch_merging"} & train.keys():
         assert train[key] == inference[key], key
+    assert (train.get("patch_merging"), inference.get("patch_merging")) in {(None, None), (None, "auto")}
     assert take_image_part(train["train"]["geometry"]) == inference["geometry"]
     assert take_image_part(train["validate"]["geometry"]) == inference["geometry"]
     if "foreground_crop" in inference:
