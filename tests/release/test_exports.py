@@ -140,7 +140,9 @@ def test_an_exported_swin_unetr_tells_the_crop_that_it_takes_and_not_the_one_tha
     files = [str(locate_bundle("swin_unetr_ssl") / "configs" / "train.yaml"), str(tmp_path / "own.yaml")]
     network = ConfigParser(ConfigParser.load_config_files(files)).get_parsed_content("network_def")
     torch.save(network.state_dict(), tmp_path / "own.pt")
-    packed = read(export("swin_unetr_ssl", str(tmp_path / "own.yaml"), tmp_path / "own.pt", tmp_path))
+    packed = read(
+        export("swin_unetr_ssl", str(tmp_path / "own.yaml"), tmp_path / "own.pt", tmp_path, patch_merging="corrected")
+    )
     metadata = json.loads(packed["configs/metadata.json"])["network_data_format"]
     for tensor in (metadata["inputs"]["image"], metadata["outputs"]["pred"]):
         assert tensor["spatial_shape"] == [32, 64, 32]
