@@ -554,7 +554,7 @@ def test_model_is_replaced_by_a_checkpoint_that_fits_and_by_nothing_else(server:
         (save(torch.nn.Conv3d(1, 2, 3).state_dict()), "tensors that fit"),
         (save({name: tensor for name, tensor in weights.items() if name != key}), "missing"),
         (save(weights | {key: weights[key][:1]}), "another shape"),
-        (save(weights | {key: torch.full_like(weights[key], torch.nan)}), "NaN or infinity"),
+        (save(weights | {key: torch.full_like(weights[key], torch.nan)}), "infinite or none (NaN)"),
     ]:
         with confined(server):
             refuse(put(server, f"/model/{model}", content, "new.pt"), 422, "new.pt: found ", words)
