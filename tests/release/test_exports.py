@@ -12,10 +12,13 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from comparisons import assert_equal_to_scale
 from monai.bundle import ConfigParser
+from monai.networks.nets import SwinUNETR
 
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, locate_bundle
 from tools.errors import BundleError, CheckpointError, ConfigValueError, MissingFileError
+from tools.networks.patch_merging import choose_form
 from tools.release import export
 
 SCHEMA = REPOSITORY / "tools" / "linting" / "meta_schema_20240725.json"
@@ -148,6 +151,30 @@ def test_an_exported_swin_unetr_tells_the_crop_that_it_takes_and_not_the_one_tha
         assert tensor["spatial_shape"] == [32, 64, 32]
     for name in ("inference", "train", "pretrain"):
         assert json.loads(packed[f"configs/{name}.json"])["roi_size"] == [32, 64, 32]
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("form", ["corrected", "original"])
+def test_an_exported_swin_unetr_computes_what_its_weights_did_in_either_patch_merging(tmp_path, form):
+    torch.manual_seed(0)
+    source = SwinUNETR(1, 3, feature_size=12, window_size=4).eval()
+    torch.save(source.state_dict(), tmp_path / "own.pt")  # MONAI's own names, which tell nothing
+    choose_form(source, form)
+    own = yaml.safe_load((CARDS / "msd04_hippocampus.yaml").read_text())
+    small = {"feature_size": 12, "window_size": [4, 4, 4]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own | small))
+    packed = read(export("swin_unetr_ssl", str(tmp_path / "own.yaml"), tmp_path / "own.pt", tmp_path, form))
+    (tmp_path / "inference.json").write_bytes(packed["configs/inference.json"])
+    parser = ConfigParser(ConfigParser.load_config_file(tmp_path / "inference.json"))
+    assert parser["patch_merging"] == form
+    network = parser.get_parsed_content("network_def").eval()
+    model = torch.load(io.BytesIO(packed["models/model.pt"]), weights_only=True)
+    network.load_state_dict(model)
+    if form == "corrected":  # today's MONAI loads it, too
+        SwinUNETR(1, 3, feature_size=12, window_size=4).load_state_dict(model)
+    image = torch.rand(1, 1, 32, 64, 32)
+    with torch.no_grad():
+        assert_equal_to_scale(network(image), source(image))
 
 
 def test_a_card_that_makes_a_faulty_bundle_is_refused(tmp_path):

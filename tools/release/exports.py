@@ -76,11 +76,13 @@ def export(
     name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{card_path.stem}"
     files = _merge_configs(root, card_path, overlay)
     config = _resolve(files["configs/inference.yaml"].decode())
-    model = _pack_weights(config["network_def"], weights, patch_merging)
-    if form := read_form(config["network_def"]):  # known once the weights are loaded
+    loaded = load(config["network_def"], weights, complete=True, patch_merging=patch_merging)
+    if form := read_form(loaded):  # known once the weights are loaded
         files = _merge_configs(root, card_path, overlay, {"patch_merging": form})
         config = _resolve(files["configs/inference.yaml"].decode())
-        model = _pack_weights(config["network_def"], weights, form)  # the names of a network that is told its form
+    # a network that is told its form needs no tensors that tell it
+    names = config["network_def"].state_dict().keys()
+    model = _pack({name: tensor for name, tensor in loaded.state_dict().items() if name in names}, weights)
     page = overlay.with_suffix(".md")
     model_card = page.read_text(encoding="utf-8") if weights == overlay.with_suffix(".safetensors") else None
     metadata = describe_metadata(metadata, card, config, model_card)
@@ -194,17 +196,15 @@ def _resolve(text: str) -> dict[str, Any]:
     return config | {"window": window, "network_def": parser.get_parsed_content("network_def")}
 
 
-def _pack_weights(network: torch.nn.Module, weights: Path, patch_merging: str) -> bytes:
-    """Return the bytes of `model.pt`: plain names and tensors, in half precision if the file has that."""
-    load(network, weights, complete=True, patch_merging=patch_merging)
+def _pack(state: Mapping[str, torch.Tensor], weights: Path) -> bytes:
+    """Return the bytes of `model.pt`: plain names and tensors, in half precision if the file of weights has that."""
     halves = {tensor.dtype for tensor in read_state_dict(weights).values() if tensor.is_floating_point()}
     dtype = torch.float16 if halves == {torch.float16} else None
-    state = {
-        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        for name, tensor in network.state_dict().items()
+    packed = {
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in state.items()
     }
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(packed, buffer)
     return buffer.getvalue()
 
 

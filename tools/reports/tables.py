@@ -40,6 +40,19 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def format_markdown(header: Sequence[str], rows: Sequence[Sequence[object]], num_texts: int = 1) -> str:
+    """Return rows under a header as a table of Markdown.
+
+    Args:
+        header: column names.
+        rows: as many cells each as there are columns.
+        num_texts: how many of the first columns are aligned left; the others hold numbers.
+    """
+    rule = ["---"] * num_texts + ["---:"] * (len(header) - num_texts)
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def write_volume_table(rows: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
     """Write a CSV file with a row per scan and a column `<label>_ml` per label, atomically.
 

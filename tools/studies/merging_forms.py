@@ -35,6 +35,7 @@ from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form
 from tools.pretraining import ProxyTaskLoss, ProxyTasks, SwinSSL, SwinUNETREncoder, VoCo, VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
+from tools.reports import format_markdown
 from tools.weights.merging_numbers import judge_distances, measure_distances
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ def summarize(path: str | Path) -> str:
         for key, count in sorted(counts.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
     ]
     header = ["network", "trained as", "steps", "networks", "right", "undecided", "wrong"]
-    rule = ["---", "---", *["---:"] * 5]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rule, *rows))
+    return format_markdown(header, rows, num_texts=2)
 
 
 def read_scans(dataset_dir: str) -> list[tuple[Tensor, Tensor]]:

@@ -12,6 +12,7 @@ from typing import Any
 from tools.bundles import REPOSITORY
 from tools.errors import ConfigValueError, MissingFileError
 from tools.files import write_atomically, write_json
+from tools.reports import format_markdown
 from tools.studies.definition import Study, read_study
 from tools.studies.jobs import TRAINING, list_jobs
 
@@ -67,17 +68,17 @@ def render(results: Mapping[str, Any]) -> str:
     names, against = list(results["table"]), results.get("against", {})
     classes = list(dict.fromkeys(name for _, row in rows for result in row for name in result["dice"]["per_class"]))
     means = [_mean(result["dice"]["mean"] for result in row) for _, row in rows]
-    lines = [["run", "mean Dice", *classes, "seeds", "difference"], ["---", *["---:"] * (len(classes) + 3)]]
+    lines = []
     for position, (label, row) in enumerate(rows):
         cells = [_format(result["dice"]["mean"] for result in row)]
         cells += [_format(result["dice"]["per_class"].get(name) for result in row) for name in classes]
         other = names.index(against.get(names[position], names[0]))
         mean, base = means[position], means[other]
         difference = "-" if position == other or mean is None or base is None else f"{mean - base:+.4f}"
-        lines.append([label.replace("|", "\\|"), *cells, str(len(row)), difference])
-    table = [f"| {' | '.join(line)} |" for line in lines]
+        lines.append([label, *cells, str(len(row)), difference])
+    table = format_markdown(["run", "mean Dice", *classes, "seeds", "difference"], lines)
     facts = textwrap.fill(_state_facts(results), _WIDTH, break_long_words=False, break_on_hyphens=False)
-    return "\n".join([f"**{results['title']}**", "", *table, "", facts])
+    return "\n".join([f"**{results['title']}**", "", table, "", facts])
 
 
 def _collect(study: Study, output_dir: str | Path) -> dict[str, Any]:
