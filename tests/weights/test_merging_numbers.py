@@ -10,6 +10,7 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from tools.bundles import BUNDLES
+from tools.errors import ConfigValueError, MissingFileError
 from tools.studies.merging_forms import summarize
 from tools.weights import read_state_dict
 from tools.weights.merging_numbers import PAIRS, TWINS, judge, judge_distances, measure_distances
@@ -41,6 +42,15 @@ def test_networks_of_the_study_are_told_rightly_or_not_at_all(form):
 def test_the_table_in_the_docs_is_that_of_the_committed_numbers():
     document = (STUDY.parents[1] / "docs" / "README.md").read_text()
     assert f"<!-- table:{STUDY.stem} -->\n{summarize(STUDY)}\n<!-- /table:{STUDY.stem} -->" in document
+
+
+def test_other_files_than_results_are_refused_with_a_sentence(tmp_path):
+    with pytest.raises(MissingFileError, match="no such file"):
+        summarize(tmp_path / "none.json")
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ConfigValueError, match="found no networks"):
+            summarize(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")

@@ -28,7 +28,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from tools.datasets import read_datalist
-from tools.errors import report_plainly
+from tools.errors import ConfigValueError, MissingFileError, report_plainly
 from tools.files import write_json
 from tools.hardware import describe_hardware
 from tools.networks import ScriptableSwinUNETR
@@ -69,7 +69,7 @@ def train(
     """
     torch.set_num_threads(threads)
     path = Path(out)
-    records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.is_file() else []
+    records = _read_networks(path) if path.is_file() else []
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     names = [kinds] if isinstance(kinds, str) else list(kinds)
     measured = [steps] if isinstance(steps, int) else list(steps)
@@ -85,8 +85,13 @@ def train(
 
 
 def summarize(path: str | Path) -> str:
-    """Return a Markdown table: how many networks of each kind are told rightly, wrongly and not at all, by steps."""
-    records = json.loads(Path(path).read_text(encoding="utf-8"))["networks"]
+    """Return a Markdown table: how many networks of each kind are told rightly, wrongly and not at all, by steps.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ConfigValueError: if it is no result of `train`.
+    """
+    records = _read_networks(Path(path))
     counts: dict[tuple[str, str, int], Counter[str]] = {}
     for entry in records:
         for steps, distances in entry["blocks"].items():
@@ -100,6 +105,16 @@ def summarize(path: str | Path) -> str:
     ]
     header = ["network", "trained as", "steps", "networks", "right", "undecided", "wrong"]
     return format_markdown(header, rows, num_texts=2)
+
+
+def _read_networks(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise MissingFileError(path, "no such file", "the results of `train`", "correct the path")
+    try:
+        networks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["networks"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigValueError(path, f"no networks ({error})", "the results of `train`", "give another file") from error
+    return networks
 
 
 def read_scans(dataset_dir: str) -> list[tuple[Tensor, Tensor]]:
