@@ -8,7 +8,8 @@ from tools.pretraining.proxy_tasks import ProxyTasks, find_turn_axis
 from tools.pretraining.swin_ssl import ProxyTaskLoss, SwinSSL
 from tools.pretraining.views import RepeatableDataset, stack_views
 from tools.pretraining.vit_autoencoder import ContrastiveViTAutoEnc, ReconstructionContrastLoss
-from tools.pretraining.voco import SwinUNETREncoder, VoCo, VolumeContrastLoss
+from tools.pretraining.voco import SwinUNETREncoder, VoCo
+from tools.pretraining.volume_contrast import VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
 
 __all__ = [

@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from tools.errors import ConfigValueError
 from tools.networks.swin_unetr import check_sizes
-from tools.pretraining.voco import SwinUNETREncoder, VoCo, VolumeContrastLoss
+from tools.pretraining.voco import SwinUNETREncoder, VoCo
+from tools.pretraining.volume_contrast import VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
 
 ENCODER = ("swinViT", "encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
