@@ -29,6 +29,16 @@ AFFINES = {
 WritePhantom = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the full products, of which samples stay, unless `-m` speaks of them: they are for releases."""
+    if "exhaustive" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name bytes by their number: packed ones hold the time, and all processes must give a test the same name."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None

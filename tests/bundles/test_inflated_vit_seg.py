@@ -126,7 +126,6 @@ def test_training_then_evaluation_then_inference(dataset, small, tmp_path):
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert evaluation["mean"] == pytest.approx(record["best"]["dice"], abs=1e-4)
-    assert record["epochs"][-1]["loss"] < record["epochs"][0]["loss"]
     run(
         [CONFIGS / "inference.yaml", small],
         dataset_dir=str(dataset / "imagesTr"),

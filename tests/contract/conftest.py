@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from committed_models import IDS, MODELS, SAMPLED_BUNDLE, SAMPLED_MODEL, sample
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES
@@ -16,11 +17,10 @@ from tools.labelling.archives import name_bundle, unpack
 from tools.release import export
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
-MODELS = sorted(BUNDLES.glob("*/models/*.yaml"))
 NOT_COPIED = shutil.ignore_patterns("models", "eval", "runs", "studies", "__pycache__")
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=sample(NAMES, SAMPLED_BUNDLE))
 def bundle_copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bundle of the repository with a models/model.pt of its default network, full size, random weights."""
     folder = tmp_path_factory.mktemp("copies") / request.param
@@ -33,7 +33,7 @@ def bundle_copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     shutil.rmtree(folder)  # 0.7 GB of UNETR
 
 
-@pytest.fixture(scope="session", params=MODELS, ids=[f"{path.parents[1].name}-{path.stem}" for path in MODELS])
+@pytest.fixture(scope="session", params=sample(MODELS, SAMPLED_MODEL), ids=IDS.values())
 def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in the zip of a bundle and a committed model."""
     place = tmp_path_factory.mktemp("unpacked")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's training form, every bundle with every card."""
+"""The README's training form, every bundle with every card; tests/bundles has a card of each kind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from card_trainings import NAMES, SMALL, check_training, read_card, shrink, write_dataset
+
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import os
 import re
@@ -11,19 +12,19 @@ import site
 import subprocess
 import threading
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from committed_models import IDS, MODELS, SAMPLED_MODEL, sample
 
 from tools.bundles import BUNDLES, REPOSITORY, run_bundle
 from tools.demonstration import EMBEDDED
 from tools.release import export
 
-MODELS = sorted((path.parents[1].name, path.stem) for path in BUNDLES.glob("*/models/*.yaml"))
 STEPS = re.search(r"```bash\n(NAME=.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL).group(1)
 
 
@@ -49,11 +50,10 @@ def clean() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory) -> Path:
+def export_once(tmp_path_factory) -> Callable[[str, str], Path]:
+    """Give a function that returns the archive of a model."""
     folder = tmp_path_factory.mktemp("exports")
-    for bundle, card in MODELS:
-        export(bundle, card, out=folder)
-    return folder
+    return functools.cache(lambda bundle, card: export(bundle, card, out=folder))
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -78,12 +78,6 @@ def serve(tmp_path: Path) -> Iterator:
         server.server_close()
 
 
-def find(exports: Path, bundle: str, card: str) -> tuple[str, Path]:
-    name = f"{bundle.removesuffix('_btcv')}_{card}"
-    (path,) = exports.glob(f"{name}_v*.zip")
-    return name, path
-
-
 def run(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([python, *arguments], cwd=cwd, env=clean(), capture_output=True, text=True, check=False)
 
@@ -100,12 +94,13 @@ def follow_steps(python: Path, folder: Path, name: str, card: str, url: str) -> 
     )
 
 
-@pytest.fixture(scope="module", params=MODELS, ids="-".join)
-def downloaded(request, exports, python, tmp_path_factory) -> tuple[str, str, Path]:
-    bundle, card = request.param
-    name, path = find(exports, bundle, card)
+@pytest.fixture(scope="module", params=sample(MODELS, SAMPLED_MODEL), ids=IDS.values())
+def downloaded(request, export_once, python, tmp_path_factory) -> tuple[str, str, Path]:
+    bundle, card = request.param.parents[1].name, request.param.stem
+    path = export_once(bundle, card)
+    name = path.name.partition("_v0")[0]
     folder = tmp_path_factory.mktemp("downloads")
-    handler = partial(QuietHandler, directory=str(exports))
+    handler = partial(QuietHandler, directory=str(path.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         done = follow_steps(python, folder, name, card, f"http://127.0.0.1:{server.server_address[1]}/{path.name}")
@@ -206,8 +201,10 @@ def test_training_goes_on_from_its_model_and_replaces_it(downloaded, dataset, py
 
 
 @pytest.mark.parametrize("fault", ["altered", "no checksum", "truncated"])
-def test_a_faulty_download_is_refused(fault, exports, python, serve, tmp_path):
-    name, source = find(exports, *MODELS[0])
+def test_a_faulty_download_is_refused(fault, export_once, python, serve, tmp_path):
+    card = SAMPLED_MODEL.stem
+    source = export_once(SAMPLED_MODEL.parents[1].name, card)
+    name = source.name.partition("_v0")[0]
     served, folder = tmp_path / "served", tmp_path / "folder"
     served.mkdir()
     folder.mkdir()
@@ -221,6 +218,6 @@ def test_a_faulty_download_is_refused(fault, exports, python, serve, tmp_path):
     (served / source.name).write_bytes(content)
     if fault != "no checksum":
         shutil.copy(f"{source}.sha256", served)
-    done = follow_steps(python, folder, name, MODELS[0][1], f"{serve(served)}/{source.name}")
+    done = follow_steps(python, folder, name, card, f"{serve(served)}/{source.name}")
     assert done.returncode != 0
     assert not (folder / "segmentations").exists()

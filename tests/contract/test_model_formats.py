@@ -73,7 +73,14 @@ VARIANTS = [
         ]
     ),
 ]
-each_variant = pytest.mark.parametrize(("bundle", "overrides"), VARIANTS)
+SAMPLE = ("unetr: perceptron", "swin unetr", "vit, upernet")
+each_variant = pytest.mark.parametrize(
+    ("bundle", "overrides"),
+    [
+        variant if variant.id in SAMPLE else pytest.param(*variant.values, id=variant.id, marks=pytest.mark.exhaustive)
+        for variant in VARIANTS
+    ],
+)
 
 
 class Source:
@@ -140,6 +147,7 @@ def test_scripted_network_equals_the_network(bundle, source, tmp_path):
 
 
 @pytest.mark.parametrize(("bundle", "overrides"), [VARIANTS[2], VARIANTS[3], VARIANTS[-1]])
+@pytest.mark.exhaustive
 def test_traced_network_equals_the_network(bundle, source, tmp_path):
     ckpt_export(filepath=str(tmp_path / "model.ts"), use_trace=True, input_shape=source.shape, **source.arguments)
     check_script(tmp_path / "model.ts", source.network, source.draw())

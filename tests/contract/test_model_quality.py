@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from committed_models import IDS, MODELS, SAMPLED_MODEL, sample
 from demonstrations import check_demo
 from monai.bundle import ConfigWorkflow
 
-from tools.bundles import BUNDLES, REPOSITORY
+from tools.bundles import REPOSITORY
 
-MODELS = sorted(BUNDLES.glob("*/models/*.yaml"))
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 DATA_SETS = {"msd04_hippocampus": SHARED_DATA / "msd-hippocampus", "openkbp_hn": SHARED_DATA / "openkbp-hn-ct"}
 
 pytestmark = pytest.mark.numeric
-each_model = pytest.mark.parametrize("overlay", MODELS, ids=[f"{path.parents[1].name}-{path.stem}" for path in MODELS])
+each_model = pytest.mark.parametrize("overlay", sample(MODELS, SAMPLED_MODEL), ids=IDS.values())
 
 
 @each_model

@@ -42,6 +42,7 @@ NETWORKS = {
     f"{size}_{form}": {"feature_size": f, "use_v2": form == "v2"} for size, f in SIZES.items() for form in ("v1", "v2")
 }
 OUT_CHANNELS = 14
+exhaustive = pytest.mark.exhaustive
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -67,7 +68,7 @@ def make_old(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=[VERSIONS[0], pytest.param(VERSIONS[1], marks=exhaustive)])
 def old(request: pytest.FixtureRequest, make_old: Callable[[str], Path]) -> Path:
     return make_old(request.param)
 
@@ -142,7 +143,9 @@ def assert_same(found: list[Tensor], expected: list[Tensor] | Tensor) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name.startswith("f12") else pytest.param(name, marks=exhaustive) for name in NETWORKS]
+)
 def test_weights_of_an_old_monai_compute_what_they_did_there(old, name, layout, tmp_path):
     spell, part, compute = LAYOUTS[layout]
     made = read(old, name)
@@ -158,7 +161,7 @@ def test_weights_of_an_old_monai_compute_what_they_did_there(old, name, layout, 
     assert (report["patch_merging"], report["patch_merging_evidence"]) == ("original", "given as patch_merging")
 
 
-@pytest.mark.parametrize("name", ["f12_v1", "f48_v2"])
+@pytest.mark.parametrize("name", ["f12_v1", pytest.param("f48_v2", marks=exhaustive)])
 def test_pre_training_goes_on_in_the_form_of_its_weights(last_old, name, tmp_path):
     made = read(last_old, name)
     torch.save(made["state"], tmp_path / "weights.pt")
@@ -193,8 +196,15 @@ def card(tmp_path: Path) -> Path:
     return tmp_path / "mine.yaml"
 
 
-@pytest.mark.parametrize(("bundle", "name"), [("swin_unetr_ssl", "f12_v1"), ("voco_finetune", "f12_v2")])
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("bundle", "name", "suffix"),
+    [
+        ("swin_unetr_ssl", "f12_v1", ".safetensors"),
+        pytest.param("swin_unetr_ssl", "f12_v1", ".pt", marks=exhaustive),
+        pytest.param("voco_finetune", "f12_v2", ".safetensors", marks=exhaustive),
+        pytest.param("voco_finetune", "f12_v2", ".pt", marks=exhaustive),
+    ],
+)
 def test_converted_exported_and_scripted_weights_are_the_old_function_still(
     last_old, bundle, name, suffix, card, tmp_path
 ):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import multiprocessing
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from comparisons import assert_equal_to_scale
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -383,38 +385,51 @@ def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(tmp_path
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_engine_trains_and_another_one_measures_retrieval(variant):
-    torch.manual_seed(0)
-    volumes = torch.linspace(-1, 1, 6).view(1, 1, 6, 1, 1) + 0.1 * torch.randn(4, 1, 6, 6, 2)
-    volumes = volumes + 2 * torch.linspace(-1, 1, 6).view(1, 1, 1, 6, 1)
-    batch = {"image": volumes}
-    network, loss = make_stub(variant, embedding_dim=64, dropout=0.0), VolumeContrastLoss(variant)
-    optimizer = torch.optim.AdamW(network.trainable_parameters(), lr=3e-3)
-    crops = VolumeCrops(2, (3, 3, 1), flip_prob=0, turn_prob=0)
-    history: list[float] = []
+def test_a_step_of_an_engine_is_that_computed_by_hand_and_another_engine_measures_retrieval(variant):
+    network, loss, rate = make_stub(variant, dropout=0.0), VolumeContrastLoss(variant), 0.5
+    by_hand = copy.deepcopy(network)
+    batch = {"image": torch.randn(4, 1, 6, 6, 2)}
+    options = {"flip_prob": 0, "turn_prob": 0}
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
-        train_data_loader=[batch] * 200,
+        train_data_loader=[batch],
         network=network,
-        optimizer=optimizer,
+        optimizer=torch.optim.SGD(network.trainable_parameters(), lr=rate),
         loss_function=loss,
-        prepare_batch=crops,
+        prepare_batch=VolumeCrops(2, (3, 3, 1), seed=0, **options),
     )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: history.append(float(loss.prediction)))
     trainer.run()
-    assert sum(history[-20:]) < 0.8 * sum(history[:20])
+
+    views, overlap = VolumeCrops(2, (3, 3, 1), seed=0, **options)(batch)
+    VolumeContrastLoss(variant)(by_hand(views), overlap).backward()
+    with torch.no_grad():
+        gradients = parameters_to_vector(x.grad for x in by_hand.trainable_parameters())
+        start = parameters_to_vector(by_hand.trainable_parameters())
+    moved = parameters_to_vector(network.trainable_parameters()).detach()
+    assert_equal_to_scale(moved, start - rate * gradients)
+    assert float((moved - start).abs().max()) > 1e-2 * float(start.abs().max()), "the step is too small to be seen"
+
+    crops = VolumeCrops(2, (3, 3, 1), num_crops=20, seed=0, **options)
     hits = []
     evaluator = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=[batch],
-        network=network,
-        prepare_batch=VolumeCrops(2, (3, 3, 1), num_crops=20, seed=0, flip_prob=0, turn_prob=0),
-        decollate=False,
+        device=torch.device("cpu"), val_data_loader=[batch], network=network, prepare_batch=crops, decollate=False
     )
     evaluator.add_event_handler(
         Events.ITERATION_COMPLETED,
         lambda engine: hits.append(loss.find_hits(engine.state.output["pred"], engine.state.output["label"])),
     )
     evaluator.run()
-    assert float(torch.cat(hits).mean()) > 0.5  # one base crop, always the same, would have a quarter
+    views, overlap = crops(batch)
+    with torch.no_grad():
+        output = network.eval()(views)
+    pairs = [("random", "base" if variant == "paper" else "teacher_base")]
+    pairs += [("teacher_random", "base")] if variant == "cvpr" else []
+    cosines = sum(F.cosine_similarity(output[crop][:, :, None], output[base][:, None], dim=-1) for crop, base in pairs)
+    chosen = cosines.argmax(-1)
+    expected = [
+        float(shares[pick] == shares.max())
+        for shares, pick in zip(overlap.flatten(0, 1), chosen.flatten(), strict=True)
+    ]
+    assert torch.cat(hits).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
