@@ -1,169 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tools <command>`: thin, it parses, calls and prints."""
+"""`python -m tools <command>`: thin, it parses, calls and prints.
+
+A command imports what it needs when it runs: torch and MONAI take seconds, and a help text needs neither.
+"""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import fire
+import click
 
-from tools import demonstration, flops, labelling, linting, publishing, release, studies
+from tools import __version__
+from tools.bundles import list_bundles
 from tools.errors import ConfigValueError, report_plainly
-from tools.weights import catalogue, conversion, fetching
+
+PATCH_MERGING_HELP = "original or corrected, where nothing tells how a Swin transformer was trained"
 
 
-def demo(bundle: str = "unetr_btcv", card: str | None = None, output_dir: str = "runs/demo") -> None:
-    """Segment the embedded scans with a committed model and compare with their labels.
+class Commands(click.Group):
+    """A group of commands that names the nearest one where a name is unknown."""
 
-    Args:
-        bundle: name of the bundle, a folder in bundles/.
-        card: name of the data set, a file in tools/datasets/; default: that of the bundle's committed model,
-            msd04_hippocampus of several.
-        output_dir: folder of the results.
-    """
-    print(f"\n{demonstration.demonstrate(bundle, card, output_dir)}")
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `words` begin with; end with status 2 if there is none."""
+        name, names = words[0], self.list_commands(context)
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(names)}."
+            context.fail(f"No such command '{name}'. {hint}")
+        return super().resolve_command(context, words)
 
 
+class BundleName(click.ParamType):
+    """The name of a bundle of this repository."""
+
+    name = "bundle"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
+        """Return the name; end with status 2 if there is no such bundle."""
+        known = list_bundles()
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(known)}."
+            self.fail(f"'{value}' is no bundle. {hint}", param, context)
+        return value
+
+
+class Names(click.ParamType):
+    """Names or paths, separated by commas."""
+
+    name = "name,name,..."
+
+    def convert(self, value: object, param: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        """Return the names, without blanks around them."""
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+
+
+def choose(positional: str | None, option: str | None, name: str) -> str:
+    """Return what is given, by its place or by its name."""
+    if (positional is None) == (option is None):
+        found = "nothing" if option is None else f"both {positional} and {option}"
+        raise click.UsageError(f"{name}: found {found}, wanted one value; give {name.removeprefix('--').upper()}.")
+    return option if positional is None else positional  # type: ignore[return-value]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
+def tools() -> None:
+    """Pre-trained transformers for 3D medical segmentation, as MONAI bundles."""
+
+
+@tools.command()
+@click.argument("bundle", required=False, type=BundleName())
+@click.option("--bundle", "named", type=BundleName(), help="The bundle, a folder in bundles/.  [default: unetr_btcv]")
+@click.option("--card", metavar="NAME", help="The data set; default: that of the bundle's committed model.")
+@click.option("--output_dir", default="runs/demo", show_default=True, help="Folder of the results.")
+def demo(bundle: str | None, named: str | None, card: str | None, output_dir: str) -> None:
+    """Segment the embedded scans with a committed model and compare with their labels."""
+    name = "unetr_btcv" if bundle is None and named is None else choose(bundle, named, "--bundle")
+    from tools import demonstration
+
+    print(f"\n{demonstration.demonstrate(name, card, output_dir)}")
+
+
+@tools.command()
+@click.option("--bundle", required=True, type=BundleName(), help="The bundle, a folder in bundles/.")
+@click.option("--card", required=True, metavar="NAME", help="The data set, a file in tools/datasets/.")
+@click.option("--checkpoint", required=True, help="last.pt or best.pt of the training; training.json lies beside it.")
+@click.option("--recipe", required=True, help="The config file that was merged over train.yaml and the card.")
+@click.option("--dataset_dir", required=True, help="The data set, for its validation list.")
 def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: str) -> None:
-    """Turn a training checkpoint into the three files of a committed model, with its Dice measured from them.
+    """Turn a checkpoint into the three files of a committed model, with its Dice measured from them."""
+    from tools import publishing
 
-    Args:
-        bundle: name of the bundle.
-        card: name of the data set.
-        checkpoint: last.pt or best.pt of the training run; training.json lies beside it.
-        recipe: the config file that was merged over train.yaml and the card.
-        dataset_dir: the data set, for its validation list.
-    """
     print(f"\n{publishing.publish(bundle, card, checkpoint, recipe, dataset_dir)}")
 
 
-def export(
-    bundle: str,
-    dataset: str | None = None,
-    weights: str | None = None,
-    out: str = "exports",
-    patch_merging: str = "auto",
-) -> None:
-    """Write a bundle and a model of it as a zip that needs nothing of this repository.
+@tools.command()
+@click.argument("bundle", type=BundleName())
+@click.option(
+    "--dataset", metavar="NAME_OR_FILE", help="A card or a file like one; default: that of the committed model."
+)
+@click.option("--weights", metavar="FILE", help="A checkpoint in any layout; default: the committed model of the card.")
+@click.option("--out", default="exports", show_default=True, help="Folder of the zip and its SHA-256.")
+@click.option("--patch_merging", default="auto", show_default=True, help=PATCH_MERGING_HELP)
+def export(bundle: str, dataset: str | None, weights: str | None, out: str, patch_merging: str) -> None:
+    """Write a bundle and a model of it as a zip that needs nothing of this repository."""
+    from tools import release
 
-    Args:
-        bundle: name of the bundle.
-        dataset: name of the card, a file in tools/datasets/, or a file like one; default: that of the committed model,
-            msd04_hippocampus of several.
-        weights: a checkpoint in any layout; default: the committed model of the card.
-        out: folder of the zip and its SHA-256.
-        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
-    """
     print(f"\n{release.export(bundle, dataset, weights, out, patch_merging)}")
 
 
-def study(
-    path: str,
-    dataset_dir: str,
-    output_dir: str = "runs/studies",
-    document: str | None = None,
-    runs: str | Sequence[str] | None = None,
-) -> None:
-    """Do what is not done yet of a study, and print its table.
+@tools.command()
+@click.argument("path")
+@click.option("--dataset_dir", required=True, help="The data set.")
+@click.option("--output_dir", default="runs/studies", show_default=True, help="Folder of the runs.")
+@click.option("--document", help="A file that gets the table between its markers; numbers go to results/.")
+@click.option("--runs", type=Names(), help="Only these runs, and those that they need.")
+def study(path: str, dataset_dir: str, output_dir: str, document: str | None, runs: Sequence[str] | None) -> None:
+    """Do what is not done yet of the study PATH, <bundle>/studies/<name>.yaml, and print its table."""
+    from pathlib import Path
 
-    Args:
-        path: the study, <bundle>/studies/<name>.yaml.
-        dataset_dir: the data set.
-        output_dir: folder of the runs.
-        document: file that gets the table between its markers; the numbers go to results/ beside the study.
-        runs: only these runs, and those that they need.
-    """
+    from tools import studies
+
     folder = Path(output_dir) / Path(path).stem
     print(f"\n{studies.run_study(path, dataset_dir, folder, runs)}")
     print(f"\n{studies.write_summary(path, folder, document) if document else studies.summarize(path, folder)}")
 
 
-def count(
-    bundle: str,
-    encoder: str = "beit_base_patch16_224",
-    decoder: str = "upernet",
-    image_size: int = 512,
-    num_slices: int = 5,
-) -> None:
-    """Count the operations of a segmenter for one slice and for a window of slices.
-
-    Args:
-        bundle: inflated_vit_seg, whose networks these are.
-        encoder: a model name of timm; the default is that of the publication.
-        decoder: upernet, setr_pup, transposed or unetr.
-        image_size: edge of the slices in pixels.
-        num_slices: slices of a window.
-    """
+@tools.command("flops")
+@click.argument("bundle", type=BundleName())
+@click.option("--encoder", default="beit_base_patch16_224", show_default=True, help="A model name of timm.")
+@click.option("--decoder", default="upernet", show_default=True, help="upernet, setr_pup, transposed or unetr.")
+@click.option("--image_size", type=int, default=512, show_default=True, help="Edge of the slices in pixels.")
+@click.option("--num_slices", type=int, default=5, show_default=True, help="Slices of a window.")
+def count(bundle: str, encoder: str, decoder: str, image_size: int, num_slices: int) -> None:
+    """Count the operations of a network of inflated_vit_seg for one slice and for a window of slices."""
     if bundle != "inflated_vit_seg":
         raise ConfigValueError("bundle", repr(bundle), "inflated_vit_seg", "correct the name")
+    from tools import flops
+
     print(f"\n{flops.tabulate_segmenter(encoder, decoder, image_size, num_slices)}")
 
 
-def inspect_weights(file: str, to: str | None = None, patch_merging: str = "auto") -> None:
-    """Tell what a checkpoint holds, and with --to whether it fits a bundle.
-
-    Args:
-        file: a checkpoint in any layout.
-        to: name of a bundle; the match with its network is told too, nothing is written.
-        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
-    """
-    print(f"\n{conversion.inspect(file)}")
-    if to is not None:
-        print(f"\n{conversion.compare(file, conversion.build_network(to), patch_merging)}")
-
-
-def convert_weights(
-    file: str,
-    to: str,
-    out: str,
-    config_file: str | Sequence[str] = (),
-    layout: str = "auto",
-    patch_merging: str = "auto",
-    **inflation: str,
-) -> None:
-    """Write the weights in a checkpoint under the names that the network of a bundle has.
-
-    Args:
-        file: a checkpoint in any layout.
-        to: name of the bundle.
-        out: file to write, .safetensors, or .pt for a whole network.
-        config_file: overlays on the bundle's train.yaml that change its network.
-        layout: of the checkpoint, where it is not recognized.
-        patch_merging: original or corrected, where nothing tells how a Swin transformer was trained.
-        inflation: for 2D weights: --method average or center, --normalization imagenet, half or none.
-    """
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
-    network = conversion.build_network(to, files)
-    text = conversion.convert(file, network, out, layout=layout, inflation=inflation, patch_merging=patch_merging)
-    print(f"\n{text}")
-
-
-def list_weights() -> None:
-    """List the public weights of all bundles."""
-    print(f"\n{catalogue.list_files()}")
-
-
-def fetch_weights(bundle: str, name: str | None = None, mirror: str | None = None) -> None:
-    """Download public weights of a bundle, verify, check and convert them.
-
-    Args:
-        bundle: name of the bundle.
-        name: which weights, see `list`; all; default: the first.
-        mirror: a folder or an address that has the files under their own names.
-    """
-    for path in fetching.fetch(bundle, name, mirror):
-        print(f"\n{path}")
-
-
+@tools.command()
+@click.argument("bundle")
 def lint(bundle: str) -> None:
-    """Tell what is wrong with a bundle, without running anything of it; status 1 if there is an error.
+    """Tell what is wrong with a bundle, a name or any folder, and run nothing of it; status 1 if there is an error."""
+    from tools import linting
 
-    Args:
-        bundle: name of a bundle, or a folder with any MONAI bundle.
-    """
     folder = linting.find_folder(bundle)
     findings = linting.lint_bundle(folder)
     print("\n".join(["", *map(str, findings), linting.summarize(folder, findings)]))
@@ -171,61 +160,120 @@ def lint(bundle: str) -> None:
         sys.exit(1)
 
 
+@tools.group(cls=Commands)
+def weights() -> None:
+    """Public weights and checkpoints: list, fetch, inspect, convert."""
+
+
+@weights.command("list")
+def list_weights() -> None:
+    """List the public weights of all bundles."""
+    from tools import catalogue
+
+    print(f"\n{catalogue.list_files()}")
+
+
+@weights.command("fetch")
+@click.argument("bundle", type=BundleName())
+@click.option("--name", help="Which weights, see `weights list`; all; default: the first.")
+@click.option("--mirror", metavar="FOLDER_OR_URL", help="Where the files are under their own names.")
+def fetch_weights(bundle: str, name: str | None, mirror: str | None) -> None:
+    """Download public weights of a bundle, verify, check and convert them."""
+    from tools.weights import fetching
+
+    for path in fetching.fetch(bundle, name, mirror):
+        print(f"\n{path}")
+
+
+@weights.command("inspect")
+@click.argument("file")
+@click.option("--to", type=BundleName(), help="Tell the match with the network of this bundle, too.")
+@click.option("--patch_merging", default="auto", show_default=True, help=PATCH_MERGING_HELP)
+def inspect_weights(file: str, to: str | None, patch_merging: str) -> None:
+    """Tell what a checkpoint holds, and with --to whether it fits a bundle."""
+    from tools.weights import conversion
+
+    print(f"\n{conversion.inspect(file)}")
+    if to is not None:
+        print(f"\n{conversion.compare(file, conversion.build_network(to), patch_merging)}")
+
+
+@weights.command("convert")
+@click.argument("file")
+@click.option("--to", required=True, type=BundleName(), help="Whose network the weights are for.")
+@click.option("--out", required=True, help="File to write, .safetensors, or .pt for a whole network.")
+@click.option("--config_file", multiple=True, help="An overlay on train.yaml that changes the network; repeatable.")
+@click.option("--layout", default="auto", show_default=True, help="Of the checkpoint, where it is not recognized.")
+@click.option("--patch_merging", default="auto", show_default=True, help=PATCH_MERGING_HELP)
+@click.option("--method", help="Of inflating 2D weights: average or center.")
+@click.option("--normalization", help="Of 2D weights: imagenet, half or none.")
+def convert_weights(
+    file: str,
+    to: str,
+    out: str,
+    config_file: Sequence[str],
+    layout: str,
+    patch_merging: str,
+    **inflation: str | None,
+) -> None:
+    """Write the weights in FILE, a checkpoint in any layout, under the names that the network of a bundle has."""
+    from tools.weights import conversion
+
+    network = conversion.build_network(to, config_file)
+    given = {name: value for name, value in inflation.items() if value is not None}
+    text = conversion.convert(file, network, out, layout=layout, inflation=given, patch_merging=patch_merging)
+    print(f"\n{text}")
+
+
+@tools.group(cls=Commands)
+def label() -> None:
+    """MONAI Label: install it, start its server."""
+
+
+@label.command("install")
 def install_labelling() -> None:
     """Add MONAI Label to this environment; torch, numpy and monai stay as they are."""
+    from tools import labelling
+
     print(f"\n{labelling.install()}")
 
 
+@label.command("start")
+@click.argument("studies")
+@click.option("--bundles", required=True, type=Names(), help="Bundles of this repository, or zips or folders of any.")
+@click.option("--dataset", metavar="NAME", help="Of this repository's bundles; default: that of their committed model.")
+@click.option("--app", default="runs/label", show_default=True, help="Folder of the server, and of what is trained.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Where the server listens.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 answers the network, who has the token.")
+@click.option("--overwrite", is_flag=True, help="Replace the models that the app has already.")
+@click.option("--hostname", type=Names(), help="Names of the server beside its address: that of a proxy, for instance.")
+@click.option("--follow_links", is_flag=True, help="Scans and labels may be links to files elsewhere.")
 def start_labelling(
     studies: str,
-    bundles: str | Sequence[str],
-    dataset: str | None = None,
-    app: str = "runs/label",
-    port: int = 8000,
-    host: str = "127.0.0.1",
-    overwrite: bool = False,
-    hostname: str | Sequence[str] | None = None,
-    follow_links: bool = False,
+    bundles: Sequence[str],
+    dataset: str | None,
+    app: str,
+    port: int,
+    host: str,
+    overwrite: bool,
+    hostname: Sequence[str] | None,
+    follow_links: bool,
 ) -> None:
     """Serve bundles to MONAI Label's viewers, 3D Slicer for instance, until Ctrl+C.
 
-    Args:
-        studies: folder of the scans, NIfTI files; labels are saved there too.
-        bundles: bundles of this repository, or zips or folders of any MONAI bundles, separated by commas.
-        dataset: of the bundles of this repository; default: that of their committed model.
-        app: folder of the server; models that are trained there stay there.
-        port: where the server listens.
-        host: 127.0.0.1 answers this machine only, 0.0.0.0 the whole network: those who have the token, which is shown
-            at the start, or is that of the environment variable LABEL_TOKEN.
-        overwrite: replace the models that the app has already.
-        hostname: names of the server beside its address, separated by commas: that of a proxy in front, for instance.
-        follow_links: whether scans and labels in the studies may be links to files elsewhere.
+    STUDIES is the folder of the scans, NIfTI files; labels are saved there, too. Requests of the network need a token,
+    which is shown at the start, or is that of the environment variable LABEL_TOKEN.
     """
+    from tools import labelling
+
     labelling.start(studies, bundles, dataset, app, port, host, overwrite, hostname, follow_links)
 
 
-COMMANDS = {
-    "demo": demo,
-    "publish": publish,
-    "export": export,
-    "label": {"install": install_labelling, "start": start_labelling},
-    "lint": lint,
-    "study": study,
-    "flops": count,
-    "weights": {
-        "inspect": inspect_weights,
-        "convert": convert_weights,
-        "list": list_weights,
-        "fetch": fetch_weights,
-    },
-}
-
-
 def main() -> None:
-    """Run the command line; errors in the input end it with one sentence and status 1."""
+    """Run the command line; errors in the input end it with one sentence and status 1, a wrong call with status 2."""
     report_plainly()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    fire.Fire(COMMANDS, name="tools")
+    tools(prog_name="python -m tools")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from fire.parser import DefaultParseValue
-
 from tools.errors import ConfigValueError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -26,13 +24,18 @@ CARDS = Path(__file__).resolve().parent / "datasets"
 DEMO_CARD = "msd04_hippocampus"  # the first choice among several committed models: its scans are the smallest
 
 
+def list_bundles() -> list[str]:
+    """Return the names of the bundles."""
+    return sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+
+
 def locate_bundle(name: str) -> Path:
     """Return the folder of a bundle.
 
     Raises:
         ConfigValueError: if there is no bundle of that name.
     """
-    known = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+    known = list_bundles()
     if name not in known:
         raise ConfigValueError("--bundle", repr(name), f"one of {', '.join(known)}", "correct the name")
     return BUNDLES / name
@@ -122,6 +125,8 @@ def _spell(key: str, value: object) -> str:
     if any(sign in key for sign in "-+="):
         remedy = "write it in a config file"
         raise ConfigValueError(f"--{key}", "a name with -, + or =", "one that the command line keeps", remedy)
+    from fire.parser import DefaultParseValue
+
     value = _make_literal(value)
     # a text like 0.5 would become a number without quotes, and one like -x an option
     candidates = [repr(value)] if isinstance(value, str) and value.startswith("-") else [str(value), repr(value)]

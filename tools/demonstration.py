@@ -14,7 +14,7 @@ from tools.bundles import CARDS, choose_model, locate_bundle, locate_model, run_
 from tools.datasets import name_case, read_datalist
 from tools.errors import FailedScansError, MissingFileError
 from tools.evaluation import measure_dice
-from tools.reports import format_table
+from tools.tables import format_table
 
 logger = logging.getLogger(__name__)
 

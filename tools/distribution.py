@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+from typing import TYPE_CHECKING
 
-import torch
-from torch import distributed
+if TYPE_CHECKING:
+    import torch
 
 
 def join_processes(device: str | torch.device) -> None:
@@ -16,8 +17,10 @@ def join_processes(device: str | torch.device) -> None:
     Args:
         device: of this process.
     """
+    import torch  # here and below: it takes seconds, and the module is imported by configs that use it later
+
     device = torch.device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # The network of a run holds the group beyond `leave_processes`, in cycles that Python need not free at its end; a
@@ -27,5 +30,7 @@ def join_processes(device: str | torch.device) -> None:
 
 def leave_processes() -> None:
     """Leave the process group, after the last step of all processes."""
+    from torch import distributed
+
     distributed.barrier()
     distributed.destroy_process_group()

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.networks import InflatedSegmenter
-from tools.reports import format_table
+from tools.tables import format_table
 
 _PRODUCTS = frozenset({"mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__"})
 _ATTENTION = frozenset({F.scaled_dot_product_attention, F.multi_head_attention_forward})

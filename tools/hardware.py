@@ -7,8 +7,10 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 if sys.platform != "win32":
     import resource
@@ -24,6 +26,8 @@ def describe_hardware() -> str:
     if cpu_info.is_file():
         models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
+    import torch  # here and below: it takes seconds, which not every caller has spent already
+
     threads = torch.get_num_threads()
     description = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
     return f"{torch.cuda.get_device_name()}; {description}" if torch.cuda.is_available() else description
@@ -35,7 +39,9 @@ def find_free_memory_gb(device: str | torch.device) -> float | None:
     On Linux that is what the machine has free, swap included, or the limit of the container, if it is less; on macOS
     all that the machine has.
     """
-    if torch.device(device).type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         return torch.cuda.mem_get_info(device)[0] / 1e9
     if sys.platform == "win32":
         return None
@@ -65,6 +71,8 @@ def measure_peak_memory_gb(device: torch.device) -> float | None:
     On a GPU that is the memory of its tensors there, else that of the whole process.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
         return None

@@ -18,7 +18,7 @@ from tools.bundles import locate_bundle, locate_card, run_bundle
 from tools.datasets import read_datalist
 from tools.errors import CheckpointError, FailedScansError, MissingFileError
 from tools.files import compute_sha256, write_atomically
-from tools.reports import format_table
+from tools.tables import format_table
 from tools.weights import read_checkpoint
 from tools.weights.files import read_weights
 from tools.weights.merging_forms import HEADER, find_form, split_marks

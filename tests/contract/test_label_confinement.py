@@ -399,7 +399,7 @@ def test_links_out_of_the_studies_are_not_followed(server: Served, model: str):
         found = "a link to a file outside of the studies"
         with confined(server):
             refuse(requests.get(f"{server.url}/datastore/image", params={"image": "link"}, timeout=60), 422, found)
-            refuse(infer(server, model, "link"), 422, found, "--follow_links True")
+            refuse(infer(server, model, "link"), 422, found, "--follow_links")
             refuse(put(server, "/datastore/", read_scan(), image="link"), 422, found)
             refuse(put(server, "/datastore/label", read_label(), field="label", image=CASE, tag="final"), 422, found)
             place = {"id": "link"}

@@ -489,12 +489,12 @@ def test_modules_in_the_current_folder_are_not_imported(foreign: Path, monkeypat
 
 
 def test_command_prints_sentences_and_ends_with_a_status(unetr: Path, capsys: pytest.CaptureFixture[str]):
-    lint(str(unetr))
+    lint.callback(str(unetr))
     assert "no errors" in capsys.readouterr().out
     remove("LICENSE")(unetr)
     with pytest.raises(SystemExit) as ended:
-        lint(str(unetr))
+        lint.callback(str(unetr))
     assert ended.value.code == 1
     assert "LICENSE: found no such file" in capsys.readouterr().out
     with pytest.raises(MissingFileError, match="unetr_btcv"):
-        lint("unetr")
+        lint.callback("unetr")

@@ -13,8 +13,9 @@ import torch
 import yaml
 from monai.networks.nets import UNETR
 
-from tools.errors import CheckpointError, DownloadError
-from tools.weights import catalogue, downloads
+from tools import catalogue
+from tools.errors import CheckpointError, ConfigValueError, DownloadError
+from tools.weights import downloads
 from tools.weights.fetching import fetch
 
 NETWORK = {
@@ -131,6 +132,22 @@ def test_other_weights_than_the_bundle_means_never_get_the_files_name(bundle, ch
     with pytest.raises(CheckpointError, match=message):
         fetch("toy")
     assert not list((root / "models").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "swin_v3"}, "layout swin_v3, wanted one of unetr_monai_0"),
+        ({"patch_merging": "v1"}, "patch_merging v1, wanted one of original, corrected"),
+        ({"inflation": {"methd": "center"}}, "the option methd, wanted options among"),
+    ],
+)
+def test_an_entry_that_no_loader_understands_is_told_before_anything_is_fetched(bundle, changes, message):
+    root, write = bundle
+    write(**changes)
+    with pytest.raises(ConfigValueError, match=rf"large_files\.yml, old.*{message}"):
+        fetch("toy")
+    assert not (root / "models").exists()
 
 
 def test_a_file_that_is_no_checkpoint_is_told_with_its_address(bundle, served):

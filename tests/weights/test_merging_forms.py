@@ -14,12 +14,12 @@ from monai.networks.nets import SwinUNETR
 from safetensors.torch import save_file
 from swin_weights import drop_marks, pretend_training
 
+from tools import catalogue as catalogue_module
+from tools.catalogue import read_catalogue
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form, read_form
-from tools.weights import catalogue as catalogue_module
 from tools.weights import fill, initialize, load, save_checkpoint
-from tools.weights.catalogue import read_catalogue
 from tools.weights.conversion import convert, inspect
 from tools.weights.swin_transformer import name_like_swinvit
 

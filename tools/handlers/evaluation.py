@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tools.files import write_json
 from tools.hardware import describe_hardware
-from tools.reports import format_table
+from tools.tables import format_table
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, measure_peak_memory_gb
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
-from tools.reports import format_table, measure_volumes_ml, write_preview, write_volume_table
+from tools.reports import measure_volumes_ml, write_preview
+from tools.tables import format_table, write_volume_table
 
 logger = logging.getLogger(__name__)
 

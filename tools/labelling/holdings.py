@@ -110,7 +110,7 @@ class Holdings:
         if self.studies is None or self.follow_links or Path(path).resolve().is_relative_to(self.studies):
             return
         found = f"{shorten(scan)}, a link to a file outside of the studies"
-        remedy = "copy the file there, or start the server with --follow_links True"
+        remedy = "copy the file there, or start the server with --follow_links"
         raise RequestError(subject, found, "files in the studies", remedy)
 
     def _check_written(self, subject: str, folder: str, scan: str, present: str) -> None:

@@ -71,7 +71,7 @@ def place_bundle(source: Path, folder: Path, overwrite: bool = False) -> None:
     """
     if folder.exists() and not overwrite:
         check_model(folder)
-        logger.info("%s stays as it is, with what was trained in it; --overwrite True replaces it", folder)
+        logger.info("%s stays as it is, with what was trained in it; --overwrite replaces it", folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (folder.with_name(f".{kind}-{secrets.token_hex(8)}-{folder.name}") for kind in ("partial", "old"))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.bundles import BUNDLES
+from tools.bundles import BUNDLES, list_bundles
 from tools.errors import MissingFileError
 from tools.linting.bundle import Bundle
 from tools.linting.components import check_components
@@ -47,8 +47,8 @@ def find_folder(bundle: str | Path) -> Path:
     for folder in (Path(bundle), BUNDLES / bundle):
         if folder.is_dir():
             return folder
-    known = ", ".join(sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json")))
-    raise MissingFileError(bundle, "no such folder", f"a bundle's folder, or one of {known}", "correct the name")
+    wanted = f"a bundle's folder, or one of {', '.join(list_bundles())}"
+    raise MissingFileError(bundle, "no such folder", wanted, "correct the name")
 
 
 def lint_bundle(folder: Path) -> list[Finding]:

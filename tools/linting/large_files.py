@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from tools.catalogue import PublicFile
 from tools.linting.bundle import Bundle
 from tools.linting.documents import SEPARATOR, Document
 from tools.linting.findings import Finding, show, suggest
-from tools.weights.catalogue import PublicFile
 from tools.weights.layouts import LAYOUTS
 
 NAMES = ("large_files.yml", "large_files.yaml", "large_files.json")

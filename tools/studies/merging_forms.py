@@ -35,7 +35,7 @@ from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form
 from tools.pretraining import ProxyTaskLoss, ProxyTasks, SwinSSL, SwinUNETREncoder, VoCo, VolumeContrastLoss
 from tools.pretraining.volume_crops import VolumeCrops
-from tools.reports import format_markdown
+from tools.tables import format_markdown
 from tools.weights.merging_numbers import judge_distances, measure_distances
 
 logger = logging.getLogger(__name__)

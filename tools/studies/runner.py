@@ -26,9 +26,9 @@ from tools.errors import MissingFileError, ToolsError
 from tools.files import write_json
 from tools.handlers.training import LAST
 from tools.hardware import describe_hardware
-from tools.reports import format_table
 from tools.studies.definition import read_study
 from tools.studies.jobs import EVALUATION, RESULT, STATE, TRAINING, Job, Step, list_jobs
+from tools.tables import format_table
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 from tools.bundles import REPOSITORY
 from tools.errors import ConfigValueError, MissingFileError
 from tools.files import write_atomically, write_json
-from tools.reports import format_markdown
 from tools.studies.definition import Study, read_study
 from tools.studies.jobs import TRAINING, list_jobs
+from tools.tables import format_markdown
 
 _WIDTH = 120  # of a line in the docs
 _NAMES = {"python": "Python", "monai": "MONAI"}

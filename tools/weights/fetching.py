@@ -6,13 +6,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tools.errors import CheckpointError
-from tools.networks.patch_merging import AUTO
-from tools.weights.catalogue import PublicFile, choose_files
+from tools.catalogue import PublicFile, choose_files
+from tools.errors import CheckpointError, ConfigValueError
+from tools.networks.patch_merging import AUTO, FORMS
 from tools.weights.conversion import convert
 from tools.weights.downloads import download
 from tools.weights.files import read_state_dict
-from tools.weights.layouts import recognize, strip_prefixes
+from tools.weights.layouts import LAYOUTS, recognize, strip_prefixes
 from tools.weights.loading import refuse
 from tools.weights.matching import match
 from tools.weights.options import read_inflation
@@ -31,11 +31,23 @@ def fetch(bundle: str, name: str | None = None, mirror: str | None = None) -> li
         mirror: folder or URL that has the files under their own names.
 
     Raises:
-        ConfigValueError: if bundle or name are unknown.
+        ConfigValueError: if bundle or name are unknown, or an entry names a layout or a form that is none.
         DownloadError: if a file cannot be had; its text says what to do by hand.
         CheckpointError: if what arrived are not the weights that the bundle means.
     """
-    return [_fetch_file(file, mirror) for file in choose_files(bundle, name)]
+    files = choose_files(bundle, name)
+    for file in files:
+        _check_entry(file)
+    return [_fetch_file(file, mirror) for file in files]
+
+
+def _check_entry(file: PublicFile) -> None:
+    """Raise `ConfigValueError` if an entry says of its weights what no loader knows."""
+    place = f"{file.source}, {file.name}"
+    for name, value, known in (("layout", file.layout, LAYOUTS), ("patch_merging", file.patch_merging, FORMS)):
+        if value is not None and value not in known:
+            raise ConfigValueError(place, f"{name} {value}", f"one of {', '.join(known)}", "correct it")
+    read_inflation(file.inflation, f"{place}, inflation")
 
 
 def _fetch_file(file: PublicFile, mirror: str | None) -> Path:

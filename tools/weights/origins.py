@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tools.catalogue import PublicFile, read_catalogues
 from tools.networks.patch_merging import FORMS
-from tools.weights.catalogue import PublicFile, read_catalogues
 from tools.weights.merging_forms import HEADER, MergingForm, Origin
 
 PATCH_EMBEDDING = re.compile(r"(?:.*\.)?patch_embed\.proj\.weight")

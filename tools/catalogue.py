@@ -7,18 +7,16 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from monai.bundle import ConfigComponent
-from torch import nn
 
 from tools.bundles import BUNDLES
 from tools.errors import ConfigValueError
-from tools.networks.patch_merging import FORMS
-from tools.reports import format_table
-from tools.weights.layouts import LAYOUTS
-from tools.weights.options import read_inflation
+from tools.tables import format_table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILE_NAME = "large_files.yml"
 
@@ -33,7 +31,7 @@ class PublicFile:
         path: of the file, in the bundle.
         url: where it is.
         licence: of the weights, as far as their owner says.
-        layout: key of `LAYOUTS`.
+        layout: key of `tools.weights.LAYOUTS`.
         hash_val: digest of the file, None where the owner publishes none.
         hash_type: `sha256` or `md5`.
         size_bytes: exact size, None where it is not known.
@@ -64,8 +62,15 @@ class PublicFile:
         """Where the file belongs."""
         return self.bundle / self.path
 
+    @property
+    def source(self) -> Path:
+        """The file with the entry."""
+        return self.bundle / FILE_NAME
+
     def build_network(self) -> nn.Module | None:
         """Return the network that the weights must fit, None if the entry names none."""
+        from monai.bundle import ConfigComponent  # takes seconds, and a list of the files needs no network
+
         # a component by itself: expressions in the file are not evaluated
         return ConfigComponent(config=dict(self.network)).instantiate() if self.network else None
 
@@ -132,7 +137,6 @@ def _check_types(entry: Mapping[str, Any], place: str) -> None:
             raise ConfigValueError(place, f"{name} {value!r}", wanted, "correct the entry")
     if "_target_" not in entry.get("network", {"_target_": None}):
         raise ConfigValueError(place, "a network without _target_", "the name of its class", "complete the entry")
-    read_inflation(entry.get("inflation"), f"{place}, inflation")
 
 
 def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
@@ -152,9 +156,4 @@ def _read_entry(entry: Any, source: Path, position: int) -> PublicFile:
         path = PurePosixPath(entry.get(name) or ".")
         if path.is_absolute() or ".." in path.parts:
             raise ConfigValueError(place, f"{name} {path}", "a path inside the bundle", "correct the path")
-    if entry["layout"] not in LAYOUTS:
-        raise ConfigValueError(place, f"layout {entry['layout']}", f"one of {', '.join(LAYOUTS)}", "correct it")
-    form = entry.get("patch_merging")
-    if form is not None and form not in FORMS:
-        raise ConfigValueError(place, f"patch_merging {form}", f"one of {', '.join(FORMS)}", "correct it")
     return PublicFile(bundle=source.parent, **entry)

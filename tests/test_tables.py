@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.reports import format_table, write_volume_table
+from tools.tables import format_table, write_volume_table
 
 
 def test_numbers_are_aligned_right_and_nan_reads_as_a_dash():
