@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from processes import run_as_library
+
+from tools import bundles
 
 AFFINES = {
     "RAS": np.array([[1.5, 0, 0, -17], [0, 1.5, 0, 8], [0, 0, 2, -30], [0, 0, 0, 1]]),
@@ -55,6 +60,12 @@ def _one_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def commands_in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands that the library starts run in forks, which need not import everything anew."""
+    monkeypatch.setattr(bundles, "subprocess", SimpleNamespace(run=run_as_library, STDOUT=subprocess.STDOUT))
 
 
 @pytest.fixture

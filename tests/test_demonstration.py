@@ -11,6 +11,7 @@ from tools.errors import MissingFileError
 
 
 @pytest.mark.numeric
+@pytest.mark.usefixtures("commands_in_forks")
 def test_demo_segments_the_embedded_scans_well(tmp_path):
     check_demo("unetr_btcv", None, tmp_path)  # of all other models: tests/contract
 

@@ -8,9 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +19,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from processes import run_fork, run_module
 from runs import make_image, read_epochs, write_scan
 from torch import Tensor
 
 from tools.bundles import BUNDLES
 from tools.errors import ToolsError, find_cause
 
-ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+QUIET = {"PYTHONWARNINGS": "ignore"}
 
 
 @dataclass
@@ -99,10 +99,8 @@ class Bundle:
 
     def run_command(self, *configs: str | Path, **overrides: Any) -> tuple[int, str]:
         """Run the command of a user; return its exit status and all that it wrote."""
-        options: dict[str, Any] = {"cwd": self.root, "env": ENVIRONMENT, "check": False, "text": True, "timeout": 240}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(self.make_command(*configs, **overrides), **pipes, **options)
-        return done.returncode, done.stdout
+        done = run_module(self.make_command(*configs, **overrides), cwd=self.root, environment=QUIET)
+        return done.returncode, done.stdout + done.stderr
 
     def start_from(self, weights: Any, **values: Any) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Save weights and build the network of train.yaml from them; return its tensors and what was counted."""
@@ -116,16 +114,15 @@ class Bundle:
         return network, report["counts"]
 
     def check_resuming(
-        self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, epochs: int = 3, **overrides: Any
+        self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, epochs: int = 2, **overrides: Any
     ) -> None:
         """Assert that a run killed in mid-epoch and resumed ends with the weights and records of an unbroken one."""
         unbroken, broken = folder / "unbroken", folder / "broken"
         options = {**overrides, "epochs": epochs}
         self.run(*configs, output_dir=str(unbroken), **options)
-        log, last = folder / "log", broken / "last.pt"
-        self.kill_after_first_epoch(*configs, output_dir=str(broken), log=log, last=last, **options)
-        killed = torch.load(last, weights_only=True)
-        assert 1 <= killed["epoch"] < epochs, log.read_text()
+        self.kill_in_second_epoch(*configs, output_dir=str(broken), **options)
+        killed = torch.load(broken / "last.pt", weights_only=True)
+        assert killed["epoch"] == 1
         assert not (broken / "training.json").exists()
 
         torch.rand(7)
@@ -137,18 +134,21 @@ class Bundle:
         for resumed, wanted in zip(read_epochs(broken), read_epochs(unbroken), strict=True):
             assert resumed == pytest.approx(wanted, rel=tolerance)
 
-    def kill_after_first_epoch(self, *configs: str | Path, log: Path, last: Path, **overrides: Any) -> None:
-        """Start the command of a training and kill it after it has written its first checkpoint, `last`."""
-        command = self.make_command(*configs, **overrides)
-        with log.open("w") as file:
-            options: dict[str, Any] = {"cwd": self.root, "env": ENVIRONMENT, "stdout": file, "stderr": file}
-            process = subprocess.Popen(command, start_new_session=True, **options)
-            deadline = time.monotonic() + 120
-            while not last.is_file() and time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.005)
-            time.sleep(0.1)  # into the next epoch
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def kill_in_second_epoch(self, *configs: str | Path, **overrides: Any) -> None:
+        """Train in a process that is killed after the first step of the second epoch."""
+
+        def run() -> None:
+            workflow = self.make_workflow(*configs, **overrides)
+            trainer = workflow.parser.get_parsed_content("train#trainer")
+
+            @trainer.on(Events.ITERATION_COMPLETED)
+            def _kill() -> None:
+                if trainer.state.epoch == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            workflow.run()
+
+        run_fork(run, expected=-signal.SIGKILL)
 
 
 def write_case(folder: Path, name: str, seed: int, shape: tuple[int, int, int] = (22, 20, 12)) -> None:

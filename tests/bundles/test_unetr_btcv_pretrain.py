@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from processes import run_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tools.bundles import BUNDLES, CARDS
@@ -88,15 +88,20 @@ def read_record(folder: Path) -> dict:
     return json.loads((folder / "training.json").read_text())
 
 
-def make_command(files: list[Path], *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
-    return [*launcher, "-m", "monai.bundle", "run", "--config_file", str([str(file) for file in files]), *arguments]
-
-
-ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+def make_command(files: list[Path], *arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str([str(file) for file in files]),
+        *arguments,
+    ]
 
 
 def finish(command: list[str], cwd: Path = BUNDLE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    return run_module(command, cwd=cwd, environment={"PYTHONWARNINGS": "ignore"})
 
 
 # ---- what the files say
@@ -288,23 +293,17 @@ def test_pretraining_can_start_from_another_pretraining(scans, small, tmp_path, 
 
 
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(make_bundle, scans, tmp_path):
-    make_bundle("unetr_btcv", SMALL).check_resuming("pretrain", folder=tmp_path, epochs=6, dataset_dir=str(scans))
+    make_bundle("unetr_btcv", SMALL).check_resuming("pretrain", folder=tmp_path, dataset_dir=str(scans))
 
 
-def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writes(scans, small, tmp_path):
+def test_two_processes_share_the_scans_and_the_contrast_and_the_first_alone_writes(make_bundle, scans, tmp_path):
     for number in range(8, 14):  # twelve readable ones: each process has one for validation
         write_scan(scans / f"scan_{number}.nii.gz", number)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    probe = tmp_path / "probe.yaml"
-    write = (
-        f"$open('{tmp_path}/rank_' + os.environ['RANK'], 'w').write(str([list(@train#sampler), float(@loss.contrast)]))"
-    )
-    probe.write_text(yaml.safe_dump({"run": ["$@train#trainer.run()", write]}))
-    files = [PRETRAIN, CONFIGS / "multi_gpu_pretrain.yaml", small, probe]
-    arguments = ("--dataset_dir", str(scans), "--output_dir", str(tmp_path / "run"), "--epochs", "2")
-    result = finish(make_command(files, *arguments, launcher=launcher))
-    assert result.returncode == 0, result.stdout + result.stderr
-    (first, contrast), (second, other_contrast) = (json.loads((tmp_path / f"rank_{r}").read_text()) for r in (0, 1))
+    told = "[list(@train#sampler), float(@loss.contrast)]"
+    options = {"dataset_dir": str(scans), "output_dir": str(tmp_path / "run"), "epochs": 2}
+    bundle = make_bundle("unetr_btcv", SMALL)
+    ranks = bundle.run_in_processes(2, "pretrain", "multi_gpu_pretrain", tell=told, **options)
+    (first, contrast), (second, other_contrast) = ranks
     assert set(first).isdisjoint(second)
     assert set(first) | set(second) == set(range(10))
     assert contrast == pytest.approx(other_contrast)

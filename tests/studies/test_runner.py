@@ -32,8 +32,8 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_real_commands_train_and_evaluate(real_workshop, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("commands_in_forks")
+def test_real_commands_train_and_evaluate(real_workshop):
     text = real_workshop.run(runs="scratch")
     folder = real_workshop.output / "scratch" / "seed0"
     result = read(folder / "result.json")
