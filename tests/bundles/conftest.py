@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from processes import run_fork, run_module
 from runs import make_image, read_epochs, write_scan
+from table import PRETRAININGS, TRAININGS
 from torch import Tensor
 
 from tools.bundles import BUNDLES
@@ -70,7 +73,7 @@ class Bundle:
 
         Returns the value of the expression `tell`, plain lists and numbers, after the training in each process.
         """
-        overlay = self.small.with_name("probe.yaml")
+        overlay = Path(overrides["output_dir"]).with_name("probe.yaml")
         told = [overlay.with_name(f"rank_{rank}.json") for rank in range(count)]
         write = f"$open('{overlay.parent}/rank_' + os.environ['RANK'] + '.json', 'w').write(str({tell}))"
         overlay.write_text(yaml.safe_dump({"run": ["$@train#trainer.run()", write]}))
@@ -113,26 +116,23 @@ class Bundle:
         assert report["accepted"]
         return network, report["counts"]
 
-    def check_resuming(
-        self, *configs: str | Path, folder: Path, tolerance: float = 1e-5, epochs: int = 2, **overrides: Any
-    ) -> None:
+    def check_resuming(self, *configs: str | Path, unbroken: Path, folder: Path, **overrides: Any) -> None:
         """Assert that a run killed in mid-epoch and resumed ends with the weights and records of an unbroken one."""
-        unbroken, broken = folder / "unbroken", folder / "broken"
-        options = {**overrides, "epochs": epochs}
-        self.run(*configs, output_dir=str(unbroken), **options)
-        self.kill_in_second_epoch(*configs, output_dir=str(broken), **options)
-        killed = torch.load(broken / "last.pt", weights_only=True)
+        self.kill_in_second_epoch(*configs, output_dir=str(folder), **overrides)
+        killed = torch.load(folder / "last.pt", weights_only=True)
         assert killed["epoch"] == 1
-        assert not (broken / "training.json").exists()
+        assert not (folder / "training.json").exists()
+        before = [{**epoch, "seconds": 0} for epoch in (read_epochs(unbroken)[0], killed["record"][0])]
+        assert before[0] == before[1], "a seed gives the same epoch in each process"
 
         torch.rand(7)
-        self.run(*configs, output_dir=str(broken), resume=True, **options)
-        expected, found = (torch.load(result / "last.pt", weights_only=True) for result in (unbroken, broken))
-        assert found["epoch"] == expected["epoch"] == epochs
+        self.run(*configs, output_dir=str(folder), resume=True, **overrides)
+        expected, found = (torch.load(result / "last.pt", weights_only=True) for result in (unbroken, folder))
+        assert found["epoch"] == expected["epoch"] == 2
         assert found["record"][0] == killed["record"][0], "began anew: the seconds of the first epoch are others"
-        torch.testing.assert_close(found["model"], expected["model"], atol=tolerance, rtol=0)
-        for resumed, wanted in zip(read_epochs(broken), read_epochs(unbroken), strict=True):
-            assert resumed == pytest.approx(wanted, rel=tolerance)
+        torch.testing.assert_close(found["model"], expected["model"], atol=1e-5, rtol=0)
+        for resumed, wanted in zip(read_epochs(folder), read_epochs(unbroken), strict=True):
+            assert resumed == pytest.approx(wanted, rel=1e-5)
 
     def kill_in_second_epoch(self, *configs: str | Path, **overrides: Any) -> None:
         """Train in a process that is killed after the first step of the second epoch."""
@@ -151,8 +151,42 @@ class Bundle:
         run_fork(run, expected=-signal.SIGKILL)
 
 
-def write_case(folder: Path, name: str, seed: int, shape: tuple[int, int, int] = (22, 20, 12)) -> None:
-    generator = np.random.default_rng(seed)
+@dataclass
+class Run:
+    """A finished training of a small bundle, which tests read and do not change."""
+
+    bundle: Bundle
+    name: str
+    dataset: Path
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.folder / "training.json").read_text())
+
+
+def make_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first of the processes makes; the others wait for it."""
+    place.parent.mkdir(exist_ok=True, parents=True)
+    with FileLock(f"{place}.lock"):
+        if not place.is_dir():
+            unfinished = place.with_name(f"{place.name}.part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this session see."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "bundles"
+
+
+def write_case(folder: Path, name: str, seed: int, values: Sequence[int] = (0, 1, 2)) -> None:
+    generator, shape = np.random.default_rng(seed), (22, 20, 12)
     centre = np.array(shape) / 2 + generator.uniform(-2, 2, 3)
     distance = np.linalg.norm((np.indices(shape).T - centre).T * np.array([1, 1, 2])[:, None, None, None], axis=0)
     label = (distance < 7).astype(np.uint8) + (distance < 4).astype(np.uint8)
@@ -160,21 +194,33 @@ def write_case(folder: Path, name: str, seed: int, shape: tuple[int, int, int] =
     affine = np.diag([-1.0, 1.0, 2.0, 1.0])
     affine[:3, 3] = [10, -20, 30]
     nib.save(nib.Nifti1Image(image, affine), folder / "imagesTr" / f"{name}.nii.gz")
-    nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(np.array(values, np.int16)[label], affine), folder / "labelsTr" / f"{name}.nii.gz")
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """Four cases for training and two for validation: a ball in a shell, 22 x 20 x 12 voxels."""
-    folder = tmp_path / "data"
+def write_dataset(folder: Path, values: Sequence[int] = (0, 1, 2)) -> Path:
+    """Write four cases for training and two for validation: a ball in a shell, 22 x 20 x 12 voxels."""
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True)
     names = [f"case_{number}" for number in range(6)]
     for number, name in enumerate(names):
-        write_case(folder, name, number)
+        write_case(folder, name, number, values)
     pairs = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names]
     (folder / "dataset.json").write_text(json.dumps({"training": pairs[:4], "validation": pairs[4:]}))
     return folder
+
+
+def write_scans(folder: Path, count: int = 4) -> Path:
+    """Write scans without labels, the first one for validation, the third smaller than a crop."""
+    for number in range(1, count + 1):
+        image = make_image(number, (20, 34, 40)) if number == 3 else make_image(number)
+        write_scan(folder / f"scan_{number}.nii.gz", image.astype(np.int16))
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A data set of four cases for training and two for validation, for a test to change."""
+    return write_dataset(tmp_path / "data")
 
 
 @pytest.fixture
@@ -183,7 +229,7 @@ def make_bundle(tmp_path: Path) -> Callable[[str, dict[str, Any]], Bundle]:
 
     def make(name: str, small: dict[str, Any]) -> Bundle:
         path = tmp_path / "small.yaml"
-        path.write_text(yaml.safe_dump(small))
+        path.write_text(yaml.safe_dump(dict(small)))
         return Bundle(BUNDLES / name, path)
 
     return make
@@ -191,9 +237,36 @@ def make_bundle(tmp_path: Path) -> Callable[[str, dict[str, Any]], Bundle]:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """Four scans without labels, the first one for validation, the third smaller than a crop."""
-    folder = tmp_path / "scans"
-    for number in range(1, 5):
-        image = make_image(number, (20, 34, 40)) if number == 3 else make_image(number)
-        write_scan(folder / f"scan_{number}.nii.gz", image.astype(np.int16))
-    return folder
+    """Four scans without labels, for a test to change."""
+    return write_scans(tmp_path / "scans")
+
+
+@pytest.fixture(scope="session", params=TRAININGS)
+def trained(request: pytest.FixtureRequest, shared: Path) -> Run:
+    """A small bundle, trained for two epochs and validated after the second."""
+    name = request.param
+    row = TRAININGS[name]
+
+    def make(folder: Path) -> None:
+        (folder / "small.yaml").write_text(yaml.safe_dump(dict(row.small)))
+        write_dataset(folder / "data", row.label_values)
+        options = {"dataset_dir": str(folder / "data"), "output_dir": str(folder / "run")}
+        Bundle(BUNDLES / name, folder / "small.yaml").run("train", **options)
+
+    place = make_once(shared / f"{name}_train", make)
+    return Run(Bundle(BUNDLES / name, place / "small.yaml"), name, place / "data", place / "run")
+
+
+@pytest.fixture(scope="session", params=PRETRAININGS)
+def pretrained(request: pytest.FixtureRequest, shared: Path) -> Run:
+    """A small bundle, pre-trained for two epochs and validated after each."""
+    name = request.param
+
+    def make(folder: Path) -> None:
+        (folder / "small.yaml").write_text(yaml.safe_dump(dict(PRETRAININGS[name].small)))
+        write_scans(folder / "data")
+        options = {"dataset_dir": str(folder / "data"), "output_dir": str(folder / "run")}
+        Bundle(BUNDLES / name, folder / "small.yaml").run("pretrain", **options)
+
+    place = make_once(shared / f"{name}_pretrain", make)
+    return Run(Bundle(BUNDLES / name, place / "small.yaml"), name, place / "data", place / "run")

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as people use it: started from any weights, trained, evaluated and used for inference."""
+"""What is its own: sizes, weights to start from, both variants, crops that are rounded."""
 
 from __future__ import annotations
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
+from table import TRAININGS
 from torch import Tensor
 
 from tools.bundles import BUNDLES
@@ -20,30 +19,11 @@ from tools.weights.swin_transformer import name_like_swinvit
 
 ROOT = BUNDLES / "swin_unetr_ssl"
 CONFIGS = ROOT / "configs"
-TINY = {"feature_size": 12, "window_size": [2, 2, 2]}
-SMALL = TINY | {
-    "labels": ["background", "ball", "shell"],
-    "pixdim": [1.0, 1.0, 2.0],
-    "roi_size": [32, 32, 64],  # the smallest one: deeper than 1 x 1 x 2 there is nothing to normalize over
-    "overlap": 0.25,
-    "epochs": 2,
-    "val_interval": 1,
-    "checkpoint_interval": 1,
-    "num_workers": 0,
-    "learning_rate": 0.001,
-    "warmup_epochs": 1,
-    "batch_size": 2,
-    "num_samples": 1,
-}
-
-
-def read(name: str) -> dict:
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
 
 
 @pytest.fixture
 def bundle(make_bundle):
-    return make_bundle("swin_unetr_ssl", SMALL)
+    return make_bundle("swin_unetr_ssl", TRAININGS["swin_unetr_ssl"].small)
 
 
 # ---- what the files say
@@ -154,41 +134,7 @@ def test_every_parameter_gets_a_gradient_so_that_processes_need_not_search_for_u
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-def test_two_processes_share_the_cases_and_the_first_alone_writes(bundle, dataset, tmp_path):
-    told = "[list(@train#sampler), sum(p.grad.abs().sum().item() for p in @network.parameters())]"
-    options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "run"), "epochs": 1, "use_checkpoint": True}
-    ranks = bundle.run_in_processes(2, "train", "multi_gpu_train", tell=told, **options)
-    (first, gradient), (second, other) = ranks
-    assert sorted(first + second) == [0, 1, 2, 3]
-    assert gradient == pytest.approx(other)
-    assert len(list((tmp_path / "run").glob("events*"))) == 2  # trainer and evaluator of rank 0
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["best"]["epoch"] == 1
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert state["model"].keys() == make_network().state_dict().keys()
-
-
 # ---- evaluation and inference
-
-
-@pytest.mark.numeric
-def test_training_then_evaluation_then_inference(bundle, dataset, tmp_path):
-    bundle.run("train", dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), val_interval=2)
-    best = str(tmp_path / "run" / "best.pt")
-    options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "evaluation"), "checkpoint": best}
-    bundle.run("train", "evaluate", **options)
-    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    record = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert evaluation["mean"] == pytest.approx(record["best"]["dice"], abs=1e-4)
-    assert list(evaluation["per_case"]) == ["case_4.nii.gz", "case_5.nii.gz"]
-
-    scan = dataset / "imagesTr" / "case_4.nii.gz"
-    bundle.run("inference", datalist=[str(scan)], output_dir=str(tmp_path / "segmentations"), checkpoint=best)
-    label = np.asanyarray(nib.load(dataset / "labelsTr" / "case_4.nii.gz").dataobj)
-    image = nib.load(tmp_path / "segmentations" / "case_4_seg.nii.gz")
-    segmentation = np.asanyarray(image.dataobj)
-    np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
-    overlap = 2 * np.sum((segmentation == 1) & (label == 1)) / (np.sum(segmentation == 1) + np.sum(label == 1))
-    assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
 
 
 def test_a_crop_that_does_not_fit_is_rounded_up_in_training_evaluation_and_inference_alike(bundle, dataset, tmp_path):

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training's life in every bundle: what goes in, what is killed and resumed, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from processes import explain, run_module
+from table import TRAININGS
+
+from tools.bundles import BUNDLES
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_monai_finds_every_property_it_requires(kind, trained, tmp_path):
+    name, folder = {"train": ("train", trained.dataset), "infer": ("inference", trained.dataset / "imagesTr")}[kind]
+    options = {"checkpoint": str(trained.folder / "best.pt")} if kind == "infer" else {}
+    options |= {"workflow_type": kind, "dataset_dir": str(folder), "output_dir": str(tmp_path)}
+    assert trained.bundle.make_workflow(name, **options).check_properties() == []
+
+
+def test_a_run_leaves_its_record_its_curve_and_both_checkpoints(trained):
+    record = trained.record
+    assert (record["training_cases"], record["best"]["epoch"], len(record["epochs"])) == (4, 2, 2)
+    assert all(np.isfinite(epoch["loss"]) for epoch in record["epochs"])
+    assert ["dice" in epoch for epoch in record["epochs"]] == [False, True]
+    assert 0 <= record["best"]["dice"] <= 1
+    names = {"best.pt", "last.pt", "training.json", "learning_curve.png"}
+    assert names <= {path.name for path in trained.folder.iterdir()}
+
+
+@pytest.mark.numeric
+def test_evaluation_and_inference_of_the_best_epoch_compute_what_training_did(trained, tmp_path):
+    checkpoint = {"checkpoint": str(trained.folder / "best.pt")}
+    options = {"dataset_dir": str(trained.dataset), "output_dir": str(tmp_path / "evaluation")}
+    trained.bundle.run("train", "evaluate", **options, **checkpoint)
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["mean"] == pytest.approx(trained.record["best"]["dice"], abs=1e-4)
+    assert list(evaluation["per_case"]) == ["case_4.nii.gz", "case_5.nii.gz"]
+
+    scan = trained.dataset / "imagesTr" / "case_4.nii.gz"
+    trained.bundle.run("inference", datalist=[str(scan)], output_dir=str(tmp_path / "out"), **checkpoint)
+    image = nib.load(tmp_path / "out" / "case_4_seg.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
+    label = np.asanyarray(nib.load(trained.dataset / "labelsTr" / "case_4.nii.gz").dataobj)
+    segmentation = np.asanyarray(image.dataobj)
+    assert segmentation.max() <= 2
+    for number, name in ((1, "ball"), (2, "shell")):
+        found, wanted = segmentation == number, label == TRAININGS[trained.name].label_values[number]
+        overlap = 2 * np.sum(found & wanted) / (np.sum(found) + np.sum(wanted))
+        assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"][name], abs=1e-4)
+    assert {"case_4_seg.png", "volumes.csv", "run.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(trained, tmp_path):
+    options = {"dataset_dir": str(trained.dataset), "folder": tmp_path / "run"}
+    trained.bundle.check_resuming("train", unbroken=trained.folder, **options)
+
+
+def test_two_processes_share_the_cases_and_the_first_alone_writes(trained, tmp_path):
+    gradient = "sum(p.grad.abs().sum().item() for p in @network.parameters() if p.grad is not None)"
+    folder, start = tmp_path / "run", trained.folder / "last.pt"
+    options = {"dataset_dir": str(trained.dataset), "output_dir": str(folder), "epochs": 1, "pretrained": str(start)}
+    told = f"[list(@train#sampler), {gradient}]"
+    (first, one), (second, other) = trained.bundle.run_in_processes(2, "train", "multi_gpu_train", tell=told, **options)
+    assert sorted(first + second) == [0, 1, 2, 3]
+    assert one == pytest.approx(other)
+    assert len(list(folder.glob("events*"))) == 2  # trainer and evaluator of rank 0
+    assert json.loads((folder / "training.json").read_text())["best"]["epoch"] == 1
+    assert json.loads((folder / "weights.json").read_text())["accepted"]
+    states = [torch.load(path, weights_only=True)["model"] for path in (folder / "last.pt", start)]
+    assert states[0].keys() == states[1].keys()
+
+
+# ---- mistakes
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def change_value(path: Path) -> None:
+    image = nib.load(path)
+    values = np.asanyarray(image.dataobj).copy()
+    values[0, 0, 0] = 9
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+
+
+def crop(path: Path) -> None:
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[:-1], image.affine), path)
+
+
+FAULTS = {
+    "missing image": (remove, "imagesTr", ["no such file"]),
+    "missing label": (remove, "labelsTr", ["no such file"]),
+    "label value out of range": (change_value, "labelsTr", ["9", "0, 1, 2"]),
+    "image and label of different shape": (crop, "labelsTr", ["21", "22"]),
+}
+# every bundle with every fault, in training or in evaluation
+PAIRS = [
+    (name, fault, ("train", "evaluate")[(row + column) % 2])
+    for row, name in enumerate(TRAININGS)
+    for column, fault in enumerate(FAULTS)
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "config"), PAIRS)
+def test_a_bad_data_set_is_named_before_anything_is_computed(name, fault, config, make_bundle, dataset, tmp_path):
+    spoil, folder, words = FAULTS[fault]
+    bundle = make_bundle(name, {key: value for key, value in TRAININGS[name].small.items() if key != "label_map"})
+    if config == "evaluate":
+        content = json.loads((dataset / "dataset.json").read_text())
+        content["validation"].append(content["training"].pop(1))
+        (dataset / "dataset.json").write_text(json.dumps(content))
+        torch.save(bundle.parse("inference").get_parsed_content("network_def").state_dict(), tmp_path / "weights.pt")
+    spoil(dataset / folder / "case_1.nii.gz")
+    configs = {"train": ("train",), "evaluate": ("train", "evaluate")}[config]
+    options = {"checkpoint": str(tmp_path / "weights.pt")} if config == "evaluate" else {}
+    options |= {"patch_merging": "corrected"} if "swin" in name or "voco" in name else {}
+    sentence = bundle.find_error(*configs, dataset_dir=str(dataset), output_dir=str(tmp_path / "run"), **options)
+    assert all(word in sentence for word in ("case_1.nii.gz", *words)), sentence
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
+    options = {"dataset_dir": str(trained.dataset / "imagesTr"), "checkpoint": str(trained.folder / "best.pt")}
+    options |= {"output_dir": str(tmp_path / "out"), **TRAININGS[trained.name].wide}
+    assert "tensors that fit" in trained.bundle.find_error("inference", **options)
+    assert not (tmp_path / "out").exists()
+
+
+MISTAKES = [
+    ({"overlpa": "0.25"}, ["--overlpa", "--overlap"]),
+    ({"dataset_dir": "nowhere"}, ["nowhere", "no such"]),
+    ({"dataset_dir": "."}, ["no .nii"]),
+    ({"checkpoint": "nothing.pt"}, ["nothing.pt", "no such file"]),
+]
+
+
+@pytest.mark.parametrize("trained", ["unetr_btcv"], indirect=True)
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES)
+def test_a_mistake_on_the_command_line_ends_in_one_sentence(overrides, words, trained, tmp_path):
+    options = {"dataset_dir": trained.dataset / "imagesTr", "checkpoint": trained.folder / "best.pt"}
+    options |= {"output_dir": tmp_path / "out"}
+    command = trained.bundle.make_command("inference", **(options | overrides))
+    done = run_module(command, cwd=tmp_path, environment={"PYTHONWARNINGS": "ignore"})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("Error: ")
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("trained", ["unetr_btcv"], indirect=True)
+@pytest.mark.parametrize("place", ["repository", "bundle"])
+def test_inference_runs_from_the_repository_and_from_the_bundle(place, trained, tmp_path):
+    cwd = BUNDLES.parent if place == "repository" else trained.bundle.root
+    scan = trained.dataset / "imagesTr" / "case_0.nii.gz"
+    files = [str((trained.bundle.root / "configs" / "inference.yaml").relative_to(cwd)), str(trained.bundle.small)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += ["--checkpoint", trained.folder / "best.pt", "--output_dir", tmp_path, "--datalist", f"['{scan}']"]
+    done = run_module(command, cwd=cwd, environment={"PYTHONWARNINGS": "ignore"})
+    assert done.returncode == 0, explain(done)
+    source, image = nib.load(scan), nib.load(tmp_path / "case_0_seg.nii.gz")
+    assert image.shape == source.shape
+    np.testing.assert_array_equal(image.affine, source.affine)
+    assert (tmp_path / "case_0_seg.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "run.json").read_text())["scans"]["case_0"]["state"] == "done"
