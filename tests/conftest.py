@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import costs
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from processes import run_as_library
 
 from tools import bundles
@@ -31,7 +33,35 @@ AFFINES = {
     ),
 }
 
+ROOM_BYTES = 4e9  # the whole suite has 2e9 at once
+
 WritePhantom = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--costs FILE`."""
+    parser.addoption("--costs", metavar="FILE", help="append the seconds of the processor of each test: tests/costs.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep temporary files in memory where there is room for them, and count what tests do."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # where tests are run
+        costs.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Measure a test with its fixtures."""
+    return (yield from costs.watch_protocol(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Hold a test to its budget."""
+    return (yield from costs.watch_call(item))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,12 +81,16 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch  # here, so that the process that only hands out tests does without
+
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     """Let a test draw the same numbers alone and after any others."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

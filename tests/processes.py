@@ -2,12 +2,11 @@
 """Commands of users in forks of the process that tests: it has imported all that a start would import for seconds.
 
 Each entry point is started once in a process of its own, too: `python -m tools` by test_commands.py, `python -m
-monai.bundle run` and torchrun by test_readme.py.
+monai.bundle run` by the torchrun of test_readme.py, and all of them by .ci/run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -57,6 +56,19 @@ def run_module(
     """
     python, option, module, *arguments = map(str, words)
     assert (python, option) == (sys.executable, "-m"), words
+
+    def run() -> None:
+        os.environ.update(environment or {})
+        os.chdir(cwd or ".")
+        sys.path.insert(0, str(Path.cwd()))
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+    return _capture(run, words, timeout_s)
+
+
+def _capture(action: Callable[[], None], words: Sequence[object], timeout_s: int) -> subprocess.CompletedProcess[str]:
+    """Run `action` in a fork whose streams are files, and end it as Python ends a program."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
 
         def run() -> None:
@@ -64,13 +76,9 @@ def run_module(
             os.dup2(errors.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             logging.root.handlers.clear()  # those of pytest
-            os.environ.update(environment or {})
-            os.chdir(cwd or ".")
-            sys.path.insert(0, str(Path.cwd()))
-            sys.argv = [module, *arguments]
             status: object = 0
             try:
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                action()
             except SystemExit as end:
                 status = end.code
             except BaseException as error:
@@ -78,13 +86,25 @@ def run_module(
                 sys.excepthook(type(error), error, error.__traceback__)
             sys.stdout.flush()
             sys.stderr.flush()
-            with contextlib.suppress(OSError):
-                sys.exit(status)
+            sys.exit(status)  # type: ignore[arg-type]
 
         status = run_fork(run, timeout_s, expected=None)
         output.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess(list(map(str, words)), status, output.read(), errors.read())
+
+
+def run_code(code: str, *words: str, timeout_s: int = 240) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fork, as `python -c CODE WORD ...` would; its peak of memory is counted from its start."""
+    memory = Path("/proc/self/clear_refs")
+
+    def run() -> None:
+        if memory.exists():
+            memory.write_text("5")  # proc(5): sets the peak to what is held now
+        sys.argv = ["-c", *words]
+        exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+
+    return _capture(run, [sys.executable, "-c", code, *words], timeout_s)
 
 
 def run_as_library(

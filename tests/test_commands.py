@@ -46,6 +46,7 @@ def run(*words: str) -> tuple[int, str, set[str]]:
     return probe("import runpy; runpy.run_module('tools', run_name='__main__', alter_sys=True)", *words)
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.parametrize(
     ("words", "status", "shown"),
     [
@@ -72,12 +73,14 @@ def test_help_lists_and_misspelled_words_need_no_heavy_package(words, status, sh
     assert heavy == set()
 
 
+@pytest.mark.costs(processes=1)
 def test_the_ground_rooms_import_no_heavy_package():
     status, output, heavy = probe("\n".join(f"import tools.{room}" for room in GROUND))
     assert (status, output) == (0, "")
     assert heavy == set()
 
 
+@pytest.mark.costs(processes=1)
 def test_the_probe_sees_a_heavy_package():
     assert probe("import numpy")[2] == {"numpy"}
 

@@ -10,6 +10,7 @@ from tools.demonstration import demonstrate
 from tools.errors import MissingFileError
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.numeric
 @pytest.mark.usefixtures("commands_in_forks")
 def test_demo_segments_the_embedded_scans_well(tmp_path):

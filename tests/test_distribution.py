@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import gc, sys, torch
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +28,7 @@ del network
 """
 
 
+@pytest.mark.costs(processes=1)
 def test_what_holds_the_process_group_is_freed_while_python_runs():
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
     result = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False)

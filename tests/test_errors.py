@@ -88,6 +88,7 @@ class Broken(Dataset):
         raise RuntimeError("applying transform") from self.error
 
 
+@pytest.mark.costs(processes=2)
 def test_the_cause_is_found_in_a_worker_of_a_data_loader():
     cause = UnreadableScanError("a: b.nii.gz", "a cut off file, 3 bytes", "a file; whole", "copy it again")
     with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
@@ -167,6 +168,7 @@ def test_a_circle_of_causes_ends():
     assert find_cause(first) is None
 
 
+@pytest.mark.costs(processes=1)
 def test_a_wrapped_error_ends_the_program_with_one_sentence():
     result = fail_in_process(
         """
@@ -183,22 +185,26 @@ def test_a_wrapped_error_ends_the_program_with_one_sentence():
     assert result.stdout == f"\nError: {SENTENCE}\n"
 
 
+@pytest.mark.costs(processes=1)
 def test_output_comes_before_the_sentence():
     result = fail_in_process("print('working'); raise error")
     assert (result.returncode, result.stdout) == (1, f"working\n\nError: {SENTENCE}\n")
 
 
+@pytest.mark.costs(processes=1)
 def test_the_sentence_is_the_last_line_below_an_open_progress_bar():
     result = fail_in_process("from tqdm.auto import tqdm; bar = tqdm(total=3); bar.update(); raise error")
     assert "1/3" in result.stdout
     assert result.stdout.endswith(f"\nError: {SENTENCE}\n")
 
 
+@pytest.mark.costs(processes=1)
 def test_the_sentence_goes_to_the_error_stream():
     result = fail_in_process("import sys; sys.stderr = open('/dev/null', 'w'); raise error")
     assert (result.returncode, result.stdout) == (1, "")
 
 
+@pytest.mark.costs(processes=1)
 def test_another_exception_keeps_its_traceback():
     result = fail_in_process("raise KeyError('a defect')")
     assert result.returncode == 1

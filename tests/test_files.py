@@ -104,6 +104,7 @@ def test_concurrent_writers_never_mix(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.costs(processes=1)
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     path = tmp_path / "last.pt"
     path.write_bytes(b"old" * 1000)

@@ -135,6 +135,7 @@ def collect_crops(num_workers: int, seed: int = 3, first_epoch: int = 1, draws: 
     return {epoch: torch.stack(batches) for epoch, batches in crops.items()}
 
 
+@pytest.mark.costs(processes=5)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_epoch_draws_the_same_crops_whatever_happened_before(num_workers):
     whole = collect_crops(num_workers)
@@ -143,6 +144,7 @@ def test_an_epoch_draws_the_same_crops_whatever_happened_before(num_workers):
     assert all(torch.equal(resumed[epoch], whole[epoch]) for epoch in resumed)
 
 
+@pytest.mark.costs(processes=6)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_another_epoch_and_another_seed_draw_other_crops(num_workers):
     crops = collect_crops(num_workers)
@@ -157,6 +159,7 @@ def test_another_rank_draws_other_crops(monkeypatch):
     assert not torch.equal(crops[1], collect_crops(0)[1])
 
 
+@pytest.mark.costs(trainings=3)
 @pytest.mark.numeric
 def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path):
     unbroken = Training(tmp_path / "unbroken").run()

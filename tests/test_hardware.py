@@ -46,6 +46,7 @@ def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path, monkey
         assert find_free_memory_gb("cpu") == pytest.approx(expected_gb)
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_a_limited_process_gets_an_exception_where_it_would_be_killed():
     code = """

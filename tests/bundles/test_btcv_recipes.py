@@ -31,6 +31,7 @@ def btcv(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.costs(processes=2)
 @pytest.mark.parametrize(
     ("name", "epochs", "parameters"), [("swin_unetr_ssl", 5000, 62_187_296), ("voco_finetune", 1000, 72_762_656)]
 )

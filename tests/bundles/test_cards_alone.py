@@ -13,6 +13,7 @@ from card_trainings import NAMES, SMALL, check_training, read_card, shrink, writ
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
+from products import cover
 
 from tools.bundles import BUNDLES, CARDS
 
@@ -24,7 +25,6 @@ KINDS = {
 }
 SWIN = ("swin_unetr_ssl", "voco_finetune")
 THREE_D = ("unetr_btcv", *SWIN)
-each_card = pytest.mark.parametrize("card", NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,7 @@ def take_crops(parser: ConfigParser, volume: dict[str, MetaTensor], *steps: str)
 # ---- crops
 
 
-@each_card
-@pytest.mark.parametrize("bundle", THREE_D)
+@pytest.mark.parametrize(("bundle", "card"), cover(THREE_D, NAMES, KINDS))
 def test_crops_have_the_size_that_the_network_takes_whatever_is_done_to_them(bundle, card):
     parser = parse(bundle, "train", card, num_samples=2)
     steps = parser["augmentation"]
@@ -87,8 +86,7 @@ def test_crops_have_the_size_that_the_network_takes_whatever_is_done_to_them(bun
     assert crops["label"].shape == (4, 1, *window)
 
 
-@each_card
-@pytest.mark.parametrize("bundle", SWIN)
+@pytest.mark.parametrize(("bundle", "card"), cover(SWIN, NAMES, KINDS))
 def test_validation_and_inference_have_the_windows_of_training(bundle, card):
     train, inference = parse(bundle, "train", card), parse(bundle, "inference", card)
     window = find_window(train)
@@ -98,8 +96,7 @@ def test_validation_and_inference_have_the_windows_of_training(bundle, card):
     assert inference.get_parsed_content("evaluator#settings")["roi_size"] == window
 
 
-@each_card
-@pytest.mark.parametrize("bundle", ["unetr_btcv", "swin_unetr_ssl"])
+@pytest.mark.parametrize(("bundle", "card"), cover(("unetr_btcv", "swin_unetr_ssl"), NAMES, KINDS))
 def test_pretraining_takes_the_crops_of_every_card(bundle, card):
     parser = parse(bundle, "pretrain", card, num_samples=2)
     parser.get_parsed_content("network_def")
@@ -115,7 +112,6 @@ def test_pretraining_takes_the_crops_of_every_card(bundle, card):
 # ---- trainings
 
 
-@pytest.mark.parametrize("card", KINDS)
-@pytest.mark.parametrize("bundle", SMALL)
+@pytest.mark.parametrize(("bundle", "card"), cover(tuple(SMALL), tuple(KINDS)))
 def test_a_card_of_each_kind_trains_two_epochs_without_a_recipe(bundle, card, datasets, tmp_path):
     check_training(bundle, card, KINDS[card], datasets[card], tmp_path / "run")

@@ -108,6 +108,7 @@ def test_what_validation_measures_is_that_of_the_file_and_repeatable(pretrained,
         assert evaluator.state.metrics[f"val_{tag}"] == pytest.approx(last[tag])
 
 
+@pytest.mark.costs(large_files=4)
 @pytest.mark.numeric
 def test_saving_memory_keeping_volumes_on_disk_and_amp_without_a_gpu_change_no_loss(pretrained, tmp_path):
     cache, counts = tmp_path / "cache", []
@@ -122,6 +123,7 @@ def test_saving_memory_keeping_volumes_on_disk_and_amp_without_a_gpu_change_no_l
     assert counts[0] == counts[1] > 2
 
 
+@pytest.mark.costs(processes=1)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(pretrained, tmp_path):
     options = {"dataset_dir": str(pretrained.dataset), "folder": tmp_path / "run"}
     pretrained.bundle.check_resuming("pretrain", unbroken=pretrained.folder, **options)
@@ -138,6 +140,7 @@ def test_pretraining_can_start_from_another_pretraining(pretrained, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
 
 
+@pytest.mark.costs(processes=2)
 def test_two_processes_share_the_scans_and_the_gradient_and_the_first_alone_writes(pretrained, tmp_path):
     for number in range(1, 13):  # twelve: each process has one for validation
         write_scan(tmp_path / "scans" / f"scan_{number}.nii.gz", make_image(number).astype(np.int16))
@@ -173,6 +176,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+@pytest.mark.costs(processes=1)
 def test_a_folder_without_a_usable_scan_ends_the_command_in_one_sentence(bundle, tmp_path):
     write_scan(tmp_path / "scans" / "air.nii.gz", np.full((8, 8, 8), -1024, np.int16))
     status, text = bundle.run_command("pretrain", dataset_dir=tmp_path / "scans", output_dir=tmp_path / "run")

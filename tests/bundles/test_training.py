@@ -59,11 +59,13 @@ def test_evaluation_and_inference_of_the_best_epoch_compute_what_training_did(tr
     assert {"case_4_seg.png", "volumes.csv", "run.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.costs(processes=1)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(trained, tmp_path):
     options = {"dataset_dir": str(trained.dataset), "folder": tmp_path / "run"}
     trained.bundle.check_resuming("train", unbroken=trained.folder, **options)
 
 
+@pytest.mark.costs(processes=2)
 def test_two_processes_share_the_cases_and_the_first_alone_writes(trained, tmp_path):
     gradient = "sum(p.grad.abs().sum().item() for p in @network.parameters() if p.grad is not None)"
     folder, start = tmp_path / "run", trained.folder / "last.pt"
@@ -145,6 +147,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.parametrize("trained", ["unetr_btcv"], indirect=True)
 @pytest.mark.parametrize(("overrides", "words"), MISTAKES)
 def test_a_mistake_on_the_command_line_ends_in_one_sentence(overrides, words, trained, tmp_path):
@@ -159,6 +162,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_sentence(overrides, words, tr
     assert all(word in sentence for word in words), sentence
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.parametrize("trained", ["unetr_btcv"], indirect=True)
 @pytest.mark.parametrize("place", ["repository", "bundle"])
 def test_inference_runs_from_the_repository_and_from_the_bundle(place, trained, tmp_path):

@@ -126,6 +126,7 @@ def test_views_are_corrupted_independently_within_the_range_of_the_crop(scans, s
     assert max(shares) > 0.5  # all but small blocks dropped
 
 
+@pytest.mark.costs(processes=2)
 def test_validation_is_the_same_with_every_seed_and_number_of_workers(scans, small, tmp_path):
     contents = []
     for seed, num_workers in ((0, 0), (1, 1)):

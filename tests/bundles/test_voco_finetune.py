@@ -113,6 +113,7 @@ def test_weights_without_residual_convolutions_are_refused_with_what_to_set(bund
 # ---- what comes out
 
 
+@pytest.mark.costs(exports=1)
 @pytest.mark.parametrize("trained", ["voco_finetune"], indirect=True)
 def test_own_weights_for_label_values_that_are_no_class_numbers_are_exported(trained, tmp_path):
     card = {"title": "Phantoms", "modality": "CT", "licence": "none", "source": "here", "citation": "none"}

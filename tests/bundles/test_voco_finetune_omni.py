@@ -115,6 +115,7 @@ def test_training_then_evaluation_then_inference_with_the_plain_network(bundle, 
     assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"]["ball"], abs=1e-4)
 
 
+@pytest.mark.costs(large_files=4)
 def test_without_weight_it_is_the_training_of_train(bundle, dataset, scans, tmp_path, caplog):
     """To the last bit: volumes take no random number from the labelled scans, and 0 times a gradient adds nothing."""
     options = {"dataset_dir": str(dataset), "val_interval": 5}
@@ -128,6 +129,7 @@ def test_without_weight_it_is_the_training_of_train(bundle, dataset, scans, tmp_
     assert read_epochs(tmp_path / "omni")[0]["loss"] == read_epochs(tmp_path / "train")[0]["loss"]
 
 
+@pytest.mark.costs(large_files=4, trainings=3)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(bundle, dataset, scans, tmp_path):
     pieces = tmp_path / "pieces.yaml"  # random ones: the volumes too must be drawn as before
     steps = [{"_target_": "SpatialPadd", "spatial_size": "@volume_size"}]
@@ -200,6 +202,7 @@ def test_a_grid_that_exceeds_the_memory_ends_in_one_sentence(bundle, dataset, sc
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+@pytest.mark.costs(processes=2)
 def test_two_processes_share_the_cases_and_the_gradient(bundle, dataset, scans, tmp_path):
     assert "find_unused_parameters" not in yaml.safe_load((CONFIGS / "multi_gpu_omni.yaml").read_text())["omni_network"]
     gradient = "sum(p.grad.abs().sum().item() for p in @omni_network_def.trainable_parameters())"

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 
 import monai.bundle
 import pytest
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from processes import run_code
 
 from tools.checks import check_command_line, check_device, check_memory, check_shares
 from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError
@@ -202,6 +202,7 @@ def test_a_step_that_needs_more_memory_than_is_free_is_refused(assert_readable):
     assert caught.value.wanted == "at least 3,000,000.0 GB for a step of training"
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_a_step_that_needs_more_than_was_thought_ends_in_one_sentence():
     code = """
@@ -212,7 +213,7 @@ report_plainly()
 check_memory(1e6, "cpu", "lower it")
 torch.empty(1 << 50)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = run_code(code)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("Error: memory: found no room for a further 4503599627370496 bytes, wanted")
     assert "Traceback" not in done.stderr

@@ -211,6 +211,7 @@ def test_server_works_in_an_empty_folder_with_temporary_files_of_its_own(
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.costs(processes=1)
 def test_temporary_files_are_removed_when_the_server_fails_or_is_ended(
     tmp_path: Path, main: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ):

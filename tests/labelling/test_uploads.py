@@ -85,6 +85,8 @@ def test_nrrd_that_leads_elsewhere_is_refused(fields: list[str]):
         (make_nrrd("encoding: gzip", voxels=gzip.compress(bytes(24))[:-9]), "bytes of voxels, wanted 24"),
         (make_nrrd("encoding: gzip", voxels=b"x" * 24), "damaged data"),
         (make_nrrd("encoding: ascii"), "encoding 'ascii'"),
+        (make_nrrd("encoding: raw", "encoding: gzip"), "the field 'encoding' twice"),
+        (make_nrrd("encoding: raw", "Encoding: raw"), "the field 'encoding' twice"),
         (make_nrrd("encoding: bzip2"), "encoding 'bzip2'"),
         (make_nrrd("encoding: raw", sizes="sizes: 2 3"), "sizes '2 3'"),
         (make_nrrd("encoding: raw", sizes="sizes: 2 -3 4"), "the sizes '2 -3 4'"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from monai.bundle import ConfigComponent
 from monai.networks.nets import SwinUNETR
-from swin_weights import pretend_training
 
 from tools.linting import lint_bundle
 from tools.linting.weights import _describe_network
+from tools.networks import ScriptableSwinUNETR
 
 NETWORKS = {
     "UNet": {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]},
@@ -38,24 +38,23 @@ OURS = {"_target_": "tools.networks.ScriptableSwinUNETR", "img_size": [64, 32, 3
 
 
 @pytest.mark.parametrize(
-    ("trained", "definition", "found", "severity"),
+    ("told", "definition", "found", "severity"),
     [
-        ("original", MONAIS, "patch merging original (told by the numbers", "error"),
+        ("original", MONAIS, "patch merging original (told by the file", "error"),
         ("corrected", MONAIS, None, None),
-        ("original", OURS | {"patch_merging": "corrected"}, "patch merging original (told by the numbers", "error"),
+        ("original", OURS | {"patch_merging": "corrected"}, "patch merging original (told by the file", "error"),
         ("original", OURS | {"patch_merging": "original"}, None, None),
         ("original", OURS | {"patch_merging": "auto"}, None, None),
-        (None, OURS | {"patch_merging": "auto"}, "whose numbers do not tell its patch merging", "warning"),
+        (None, OURS | {"patch_merging": "auto"}, "nothing that tells its patch merging", "warning"),
         (None, OURS | {"patch_merging": "original"}, None, None),
         (None, MONAIS, None, None),
     ],
 )
 def test_weights_of_another_patch_merging_than_the_network_computes_are_told(
-    trained, definition, found, severity, foreign
+    told, definition, found, severity, foreign
 ):
-    torch.manual_seed(0)
-    state = SwinUNETR(**SWIN).state_dict()
-    torch.save(pretend_training(state, trained) if trained else state, foreign / "models" / "model.pt")
+    network = ScriptableSwinUNETR((64, 32, 32), **SWIN, patch_merging=told) if told else SwinUNETR(**SWIN)
+    torch.save(network.state_dict(), foreign / "models" / "model.pt")
     config = foreign / "configs" / "inference.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"network_def": definition}))
     findings = [finding for finding in lint_bundle(foreign) if finding.path == "models/model.pt"]

@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from comparisons import assert_equal_to_scale
+from products import cover
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.utils.flop_counter import FlopCounterMode
@@ -118,8 +119,7 @@ def test_only_the_last_map_is_normalized(name):
     assert torch.equal(last, plain[1]) == (name == "beit_base_patch16_224")  # timm's BEiT normalizes for its head only
 
 
-@each_transformer
-@each_decoder
+@pytest.mark.parametrize(("name", "decoder"), cover(list(TRANSFORMERS), list(DECODERS), everywhere=["unetr"]))
 def test_every_pair_trains_a_step(name, decoder):
     net = build_segmenter(name, decoder, in_channels=2).train()
     before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}

@@ -96,7 +96,7 @@ def test_without_switches_it_is_monais_unetr(proj_type, size):
             for name in SWITCHES
             for size in ANISOTROPIC_AND_CUBE
         ),
-        pytest.param((96, 96, 96), SWITCHES["all"], id="all-96"),
+        pytest.param((96, 96, 96), SWITCHES["all"], id="all-96", marks=pytest.mark.exhaustive),
     ],
 )
 def test_one_training_step_reaches_every_parameter(size, switches):

@@ -218,6 +218,7 @@ def read_epoch(loader: DataLoader, key: str = "image") -> list[list[float]]:
     return [batch[key].flatten().tolist() for batch in loader]
 
 
+@pytest.mark.costs(processes=8)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_labelled_batches_are_those_of_a_run_without_volumes(workers):
     loader, plain, start = make_loaders(5, 4, workers)

@@ -279,6 +279,7 @@ def compute_terms(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.costs(processes=2)
 @pytest.mark.numeric
 def test_the_contrast_sees_the_crops_of_all_processes(tmp_path):
     context = multiprocessing.get_context("fork")

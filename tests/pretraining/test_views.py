@@ -56,6 +56,7 @@ def is_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.costs(processes=1)
 @pytest.mark.parametrize("cache_rate", [0.0, 0.5, 1.0])
 def test_items_are_the_same_in_every_pass_and_with_any_number_of_workers(cache_rate):
     dataset = RepeatableDataset(CacheDataset(DATA, make_transform(), cache_rate=cache_rate, progress=False))

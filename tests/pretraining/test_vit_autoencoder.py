@@ -201,6 +201,7 @@ def train_half(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.costs(processes=2)
 @pytest.mark.numeric
 def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(tmp_path):
     context = multiprocessing.get_context("fork")

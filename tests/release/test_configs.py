@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from monai.bundle import ConfigParser
+from products import cover
 
 from tools.bundles import BUNDLES, CARDS
 from tools.release.configs import merge_files, render_json
@@ -102,8 +103,11 @@ def test_the_json_file_means_the_same_as_the_yaml_file(files):
 CONFIGS = [path for name in ("train", "inference") for path in sorted(BUNDLES.glob(f"*/configs/{name}.yaml"))]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
-@pytest.mark.parametrize("card", sorted(CARDS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("config", "card"),
+    cover(CONFIGS, sorted(CARDS.glob("*.yaml"))),
+    ids=lambda path: path.stem if path.parent == CARDS else f"{path.parts[-3]}-{path.stem}",
+)
 def test_every_card_can_be_written_into_every_config(config: Path, card: Path):
     merged = yaml.safe_load(merge_files(config, [card], {}, omit=["card"]))
     parser = ConfigParser(ConfigParser.load_config_files([str(config), str(card)]))

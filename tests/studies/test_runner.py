@@ -32,6 +32,7 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.costs(processes=2)
 @pytest.mark.usefixtures("commands_in_forks")
 def test_real_commands_train_and_evaluate(real_workshop):
     text = real_workshop.run(runs="scratch")
@@ -253,6 +254,7 @@ def test_an_evaluation_without_a_report_is_a_failure(workshop, monkeypatch):
         workshop.run(runs="scratch")
 
 
+@pytest.mark.costs(processes=1)
 def test_a_folder_stays_locked_as_long_as_the_command_lives(workshop, monkeypatch):
     commands = []
 

@@ -390,6 +390,7 @@ def test_an_aborted_download_is_continued_by_the_next_call(site, path):
     assert list_names(path) == ["a.bin"]
 
 
+@pytest.mark.costs(processes=1)
 def test_a_killed_download_is_continued_by_the_next_call(site, path):
     site.stall = threading.Event()
     process = multiprocessing.get_context("fork").Process(target=download, args=(site.url, path))
@@ -928,6 +929,7 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
+@pytest.mark.costs(processes=2)
 @pytest.mark.parametrize("kind", [threading.Thread, multiprocessing.get_context("fork").Process])
 def test_the_second_of_two_downloads_waits_for_the_first(site, path, kind):
     site.stall = threading.Event()

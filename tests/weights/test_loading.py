@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import timm
 import torch
-from monai.networks.nets import UNETR
+from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
 from tools.errors import CheckpointError, MissingFileError
-from tools.weights import fill, initialize, load
+from tools.files import compute_sha256
+from tools.weights import fill, initialize, load, save_checkpoint
 
 
 def make_network(width: int = 4, outputs: int = 3) -> nn.Sequential:
@@ -106,3 +110,77 @@ def test_training_starts_from_a_file_or_from_random_weights(path, tmp_path):
     assert not torch.equal(initialize(network, path)[0].weight, before)
     with pytest.raises(MissingFileError):
         initialize(network, tmp_path / "none.pt")
+
+
+# ---- what is said of a file
+
+
+def make_ema(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value + 1 if value.is_floating_point() else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"), [("model", "ema"), ("teacher", "student"), ("state_dict", "state_dict_ema")]
+)
+def test_of_two_networks_in_a_file_it_is_told_which_one_is_taken(taken, left, path):
+    state = make_network().state_dict()
+    torch.save({left: make_ema(state), taken: state, "optimizer": {"state": {0: {"m": torch.ones(2)}}}}, path)
+    network = load(make_network(), path, report_dir=path.parent)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    remarks = json.loads((path.parent / "weights.json").read_text())["remarks"]
+    assert remarks[-1] == f"the file holds several networks: {taken} is taken, {left} left out"
+
+
+def test_a_run_of_this_project_holds_one_network(path):
+    state = make_network().state_dict()
+    auxiliary = {"student": {"weight": torch.ones(2)}}
+    save_checkpoint({"model": state, "auxiliary": auxiliary, "iteration": 1, "max_epochs": 1, "record": []}, path)
+    load(make_network(), path, report_dir=path.parent)
+    assert json.loads((path.parent / "weights.json").read_text())["remarks"] == []
+
+
+def test_keys_that_are_no_names_are_refused_in_a_sentence(path):
+    torch.save({7: torch.ones(2), "0.weight": torch.ones(2)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"weights\.pt: found tensors under keys like 7, wanted names of a network"
+    ):
+        load(make_network(), path)
+
+
+def test_numbers_of_8_bits_are_told(path):
+    state = {n: v.to(torch.float8_e4m3fn) if v.ndim > 1 else v for n, v in make_network().state_dict().items()}
+    torch.save(state, path)
+    load(make_network(), path, report_dir=path.parent)
+    (remark,) = json.loads((path.parent / "weights.json").read_text())["remarks"]
+    assert remark == ("2 tensors are float8_e4m3fn: they are cast as they are, a scale that belongs to them is unknown")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_no_tensor_tells_is_told_as_assumed(normalize, path):
+    options = {"feature_size": 12, "window_size": 2, "normalize": normalize}
+    network = SwinUNETR(1, 2, **options)
+    torch.save(network.state_dict(), path)
+    load(SwinUNETR(1, 2, **options), path, patch_merging="corrected", report_dir=path.parent)
+    (remark,) = json.loads((path.parent / "weights.json").read_text())["remarks"]
+    assert remark.startswith(f"the file does not say whether its network normalizes its maps: normalize={normalize} is")
+    torch.save(make_unetr().state_dict(), path)
+    load(make_unetr(), path, report_dir=path.parent)
+    (remark,) = json.loads((path.parent / "weights.json").read_text())["remarks"]
+    assert remark == "the file does not say its attention heads: 3 of width 8 are taken"
+
+
+def test_a_2d_transformer_with_queries_keys_and_values_apart_is_no_plain_vit(path):
+    state = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+    qkv = state.pop("blocks.0.attn.qkv.weight").chunk(3)
+    state |= {f"blocks.0.attn.{name}.weight": part for name, part in zip("qkv", qkv, strict=True)}
+    torch.save(state, path)
+    with pytest.raises(
+        CheckpointError, match=r"no plain ViT \(in its first block .*attn\.k\.weight.*, for UNETR; use inf"
+    ):
+        load(make_unetr(), path)
+
+
+def test_a_file_is_hashed_once_and_the_network_knows_it(path):
+    network = load(make_network(), path)
+    assert network.weights_source == (str(path), compute_sha256(path))
+    assert "weights_source" not in network.state_dict()

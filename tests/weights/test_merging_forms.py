@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,22 @@ from safetensors.torch import save_file
 from swin_weights import drop_marks, pretend_training
 
 from tools import catalogue as catalogue_module
+from tools.bundles import BUNDLES
 from tools.catalogue import read_catalogue
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import choose_form, read_form
 from tools.weights import fill, initialize, load, save_checkpoint
 from tools.weights.conversion import convert, inspect
+from tools.weights.files import read_weights
+from tools.weights.merging_forms import MergingForm, find_form
+from tools.weights.merging_numbers import describe_numbers
+from tools.weights.origins import find_origin
 from tools.weights.swin_transformer import name_like_swinvit
 
+COMMITTED = sorted(
+    path for name in ("swin_unetr_ssl", "voco_finetune") for path in BUNDLES.glob(f"{name}/models/*.safe*")
+)
 SIZE = (64, 32, 32)
 OPTIONS = {"feature_size": 12, "window_size": 2}
 
@@ -32,9 +41,8 @@ def make_network(patch_merging: str | None = None, seed: int = 0) -> ScriptableS
     return ScriptableSwinUNETR(SIZE, 1, 2, patch_merging=patch_merging, **OPTIONS)
 
 
-def make_state(form: str = "original", trained: bool = False) -> dict[str, torch.Tensor]:
-    state = make_network(form).state_dict()
-    return pretend_training(state, form) if trained else drop_marks(state)
+def make_state(form: str = "original") -> dict[str, torch.Tensor]:
+    return drop_marks(make_network(form).state_dict())
 
 
 @pytest.fixture
@@ -47,9 +55,10 @@ def test_weights_that_tell_nothing_are_refused_with_the_argument_to_give(path):
     with pytest.raises(CheckpointError) as caught:
         load(make_network("auto"), path)
     assert re.fullmatch(
-        re.escape(f"{path}: found a Swin transformer whose numbers do not tell its patch merging (its blocks have ")
-        + r"parted by -?0\.\d%, it takes 2\.7%\), wanted weights of a known form; give --patch_merging original "
-        r"\(trained with MONAI 0\.9\.0 to 1\.4\.0, as all public weights\) or --patch_merging corrected "
+        re.escape(f"{path}: found a Swin transformer, and nothing that tells its patch merging (a hint, no proof: ")
+        + r"blocks that the original form trains alike lie \d+% as far apart as others, where much less than 100% "
+        r"speaks for original and about 100% for neither\), wanted weights of a known form; give --patch_merging "
+        r"original \(trained with MONAI 0\.9\.0 to 1\.4\.0, as all public weights\) or --patch_merging corrected "
         r"\(MONAI 1\.5\.0 and later\)\.",
         str(caught.value),
     )
@@ -67,19 +76,54 @@ def test_the_argument_or_the_networks_config_tells_it(form, as_argument, path):
     assert report["counts"]["matched"] == 159
 
 
-@pytest.mark.parametrize("form", ["original", "corrected"])
-def test_the_numbers_tell_it_where_they_can(form, path, caplog):
-    torch.save(make_state(form, trained=True), path)
-    network = make_network("auto")
-    with caplog.at_level("INFO"):
-        load(network, path)
-    assert read_form(network) == form
-    assert f"merging  {form}, told by the numbers: other blocks have parted by" in caplog.text
+TRAININGS = {  # of numbers that an earlier version of this project took for a proof, and of those that misled it
+    "trained as original": lambda: pretend_training(make_network("original").state_dict(), "original"),
+    "trained as corrected": lambda: pretend_training(make_network("original").state_dict(), "corrected"),
+    "trained as original, then as corrected": lambda: pretend_training(
+        pretend_training(make_network("original").state_dict(), "original"), "corrected", seed=2
+    ),
+    "Xavier": lambda: initialize_with(torch.nn.init.xavier_normal_),
+    "Kaiming": lambda: initialize_with(torch.nn.init.kaiming_normal_),
+    "orthogonal": lambda: initialize_with(torch.nn.init.orthogonal_),
+}
 
 
-def test_the_argument_counts_more_than_the_numbers(path):
-    torch.save(make_state("original", trained=True), path)
-    assert read_form(load(make_network(), path, patch_merging="corrected")) == "corrected"
+def initialize_with(initializer: Callable[[torch.Tensor], object]) -> dict[str, torch.Tensor]:
+    state = make_state("original")
+    for name, tensor in state.items():
+        if name.endswith("reduction.weight"):
+            initializer(tensor)
+    return state
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_the_numbers_decide_nothing(training, path):
+    torch.save(TRAININGS[training](), path)
+    with pytest.raises(CheckpointError, match=r"nothing that tells its patch merging \(a hint, no proof: .* lie \d+%"):
+        load(make_network("auto"), path)
+    for form in ("original", "corrected"):
+        assert read_form(load(make_network("auto"), path, patch_merging=form)) == form
+
+
+def test_the_hint_is_how_far_the_twins_lie_apart_compared_with_other_blocks():
+    torch.manual_seed(0)
+    weight = torch.randn(2, 16)
+    blocks = [weight[:, 2 * number : 2 * number + 2] for number in range(8)]
+    distances = {(a, b): float(((blocks[a] - blocks[b]) ** 2).sum()) for a in range(8) for b in range(a + 1, 8)}
+    twins = (distances.pop((2, 5)) + distances.pop((3, 6))) / 2
+    share = twins / (sum(distances.values()) / 26)
+    text = describe_numbers({"x.layers2.0.downsample.reduction.weight": weight, "layers1.reduction.weight": weight})
+    assert f"lie {share:.0%} as far apart as others" in text
+    alike = {"layers1.0.downsample.reduction.weight": torch.ones(2, 16)}
+    assert "lie - as far apart" in describe_numbers(alike)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_the_overlay_of_a_committed_model_tells_it(path):
+    weights, facts = read_weights(path)
+    assert find_form(weights, {}, origin=find_origin(path, weights, facts, "")) == MergingForm(
+        "corrected", "told by the file"
+    )
 
 
 def test_an_unknown_argument_is_refused(path):
@@ -160,24 +204,14 @@ def test_the_name_of_a_public_file_tells_it(tmp_path, monkeypatch):
     network = load(make_network("auto"), tmp_path / "public.pt", report_dir=tmp_path)
     assert read_form(network) == "original"
     told = json.loads((tmp_path / "weights.json").read_text())["patch_merging_evidence"]
-    assert told == "known by the name of public.pt"
+    assert told == "assumed from its name, public.pt; --patch_merging corrected says otherwise"
+    assert read_form(load(make_network("auto"), tmp_path / "public.pt", patch_merging="corrected")) == "corrected"
 
 
 def test_the_name_of_a_public_file_of_another_width_tells_nothing(tmp_path, monkeypatch):
     make_catalogue(tmp_path, monkeypatch, "public.pt", network={"_target_": "x.SwinUNETR", "feature_size": 48})
     torch.save(make_state("original"), tmp_path / "public.pt")
-    with pytest.raises(CheckpointError, match="whose numbers do not tell"):
-        load(make_network("auto"), tmp_path / "public.pt")
-
-
-def test_a_name_that_the_numbers_contradict_is_not_believed(tmp_path, monkeypatch):
-    make_catalogue(tmp_path, monkeypatch, "public.pt")
-    torch.save(make_state("corrected", trained=True), tmp_path / "public.pt")
-    with pytest.raises(
-        CheckpointError,
-        match=r"patch merging original \(known by the name of public\.pt\) and corrected \(told by the numbers: .*give "
-        "--patch_merging original",
-    ):
+    with pytest.raises(CheckpointError, match="nothing that tells its patch merging"):
         load(make_network("auto"), tmp_path / "public.pt")
 
 
@@ -212,7 +246,7 @@ def test_a_converted_file_tells_it(suffix, path):
 
 def test_inspection_tells_that_nothing_tells_it(path):
     torch.save(make_state(), path)
-    assert "numbers do not tell its patch merging" in inspect(path)
+    assert "nothing that tells its patch merging" in inspect(path)
     assert "give --patch_merging original" in inspect(path)
 
 

@@ -231,7 +231,10 @@ class ScanSegmenter:
 
     def _describe_weights(self) -> dict[str, str]:
         merging = read_form(self.network)
-        facts = {"file": str(self.checkpoint), "sha256": compute_sha256(self.checkpoint)}
+        path, sha256 = getattr(self.network, "weights_source", ("", ""))
+        if path != str(self.checkpoint):  # not loaded by this project
+            sha256 = compute_sha256(self.checkpoint)
+        facts = {"file": str(self.checkpoint), "sha256": sha256}
         return facts | ({"patch_merging": merging} if merging else {})
 
     def _note(self, report: dict[str, Any], name: str, entry: Mapping[str, Any]) -> None:

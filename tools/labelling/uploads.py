@@ -138,7 +138,10 @@ def _read_nrrd_header(path: Path, file: IO[bytes]) -> dict[str, str]:
     file.seek(end.end())
     lines = [line.partition(":") for line in header.decode().splitlines()[1:] if not line.startswith("#")]
     fields = [(field.strip(), value.strip()) for field, _, value in lines if not value.startswith("=")]
-    return dict(reversed(fields))
+    names = [re.sub(r"[\s_]", "", field.lower()) for field, _ in fields]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UnreadableScanError(path, f"the field {shorten(twice)} twice in its header", "each field once", REMEDY)
+    return dict(fields)
 
 
 def _read_blocks(file: IO[bytes]) -> Iterator[bytes]:

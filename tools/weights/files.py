@@ -23,6 +23,7 @@ from tools.files import write_atomically
 # keys under which trainers wrap a network's state dict. "model" is MONAI's and ours, "network_weights" nnU-Net's;
 # where there are two networks the teacher counts: its weights are the averaged ones (DINO, VoCo)
 STATE_DICT_KEYS = ("state_dict", "network_weights", "model", "net", "network", "teacher", "student")
+OTHERS = "others"  # what `read_weights` says of further networks in the file
 
 
 class ScriptNode:
@@ -104,9 +105,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     """
     content = read_checkpoint(path)
     wrapped: Mapping[str, Any] = content
-    while inner := next((wrapped[key] for key in STATE_DICT_KEYS if isinstance(wrapped.get(key), Mapping)), None):
-        wrapped = inner
+    others: list[str] = []
+    taken = ""
+    while key := next((key for key in STATE_DICT_KEYS if isinstance(wrapped.get(key), Mapping)), None):
+        taken = key
+        others += [str(other) for other, value in wrapped.items() if other != key and _is_twin(value, wrapped[key])]
+        wrapped = wrapped[key]
     state_dict = {name: value for name, value in wrapped.items() if isinstance(value, torch.Tensor)}
+    if nameless := [name for name in state_dict if not isinstance(name, str)]:
+        remedy = "save the network's state_dict(), whose keys are the names of its parameters"
+        raise CheckpointError(path, f"tensors under keys like {nameless[0]!r}", "names of a network's tensors", remedy)
     if not state_dict:
         raise CheckpointError(
             path,
@@ -115,7 +123,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
             "give the checkpoint of a network",
         )
     facts = {key: value for key, value in content.items() if not isinstance(value, torch.Tensor | Mapping)}
+    if others:
+        facts[OTHERS] = f"the file holds several networks: {taken} is taken, {', '.join(others)} left out"
     return state_dict, facts | read_metadata(path)
+
+
+def _is_twin(value: object, chosen: Mapping[str, Any]) -> bool:
+    """Tell whether an entry of a checkpoint is the network once more, the average of its weights for instance."""
+    if not isinstance(value, Mapping):
+        return False
+    names = {name for name, entry in value.items() if isinstance(entry, torch.Tensor)}
+    return len(names & chosen.keys()) > len(chosen) / 2
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:

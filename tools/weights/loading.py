@@ -93,6 +93,7 @@ def load(
         source=str(path),
     )
     complete_report(report, facts, path, sha256)
+    object.__setattr__(network, "weights_source", (str(path), sha256))  # which inference tells in its report
     if report_dir is not None and is_main_process():
         report.write(report_dir)
     return _fill(network, values, report, complete)

@@ -34,7 +34,7 @@ from tools.weights.planar import Part, find_gaps, fold_layer_scale, inflate, joi
 from tools.weights.remarks import list_remarks
 from tools.weights.report import MatchReport
 from tools.weights.timm_encoders import inflate_encoder, takes_timm
-from tools.weights.values import check_floats, check_kind, convert_kind
+from tools.weights.values import check_floats, check_kind, convert_kind, list_casts
 
 # a projection without this bias computes what one with a bias of zeros does
 ZERO_BIAS = re.compile(r".*attn\.qkv\.bias")
@@ -70,7 +70,7 @@ def match(
         source_heads: attention heads of the checkpoint's network, which no tensor tells.
         inflation: how a 2D network is inflated.
         patch_merging: the form that a Swin transformer was trained with, if the network does not name it already;
-            `auto`: what the file, its origin or its numbers tell.
+            `auto`: what the file or its origin tells.
         origin: what is known of the file beside its tensors.
         source: named in messages.
 
@@ -106,6 +106,7 @@ def match(
     faults: list[object] = [*report.missing, *report.misshapen, *report.unexpected]
     if report.num_loaded and not faults:
         normalization = _choose_normalization(table, inflation)
+        report.remarks += list_casts(part.tensor for part in renamed.values())
         with _name_source(source):
             report.remarks += list_remarks(network, table.planar, normalization, source_grid, source_heads)
     if complete:
@@ -171,6 +172,14 @@ def _choose_layout(
     table = recognize(stripped) if layout == "auto" else get_layout(layout)
     if table.planar and takes_timm(network):
         return stripped, TIMM
+    if table is TIMM:
+        own = sorted({name.split(".", 2)[2] for name in stripped if re.fullmatch(r"blocks\.0\.attn\..*", name)})
+        raise CheckpointError(
+            source,
+            f"a 2D transformer that is no plain ViT (in its first block {', '.join(own) or 'no attn'})",
+            f"attention with one qkv in a block, for {type(network).__name__}",
+            "use inflated_vit_seg with the model of timm that it is",
+        )
     # a network may have a part called `net`: its names count as they are, if any of them fit
     return (state_dict if table is OWN and wanted.keys() & state_dict.keys() else stripped), table
 

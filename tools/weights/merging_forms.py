@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The patch merging that the weights of a Swin transformer were trained with, and how that is known.
 
-Names and shapes do not tell it (see `tools.networks.patch_merging`). What does, in the order in which it counts: the
-file itself, if this project wrote it, or its hash, if it is a public one; the argument `patch_merging`; the name of a
-public file; the numbers in it. A form is never assumed: where nothing tells it, the weights are refused.
+Names, shapes and numbers do not tell it (see `tools.networks.patch_merging`). What does, in the order in which it
+counts: the file itself, if this project wrote it, or its hash, if it is a public one; the argument `patch_merging`. The
+name of a public file is taken for what it is, and that is said. Where nothing tells it, the weights are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tools.errors import CheckpointError
 from tools.networks.patch_merging import AUTO, SLICES, check_form, name_form
-from tools.weights.merging_numbers import REDUCTION, judge
+from tools.weights.merging_numbers import REDUCTION, describe_numbers
 
 HEADER = "patch_merging"  # of a safetensors file, and key of a .pt beside its tensors
 MARK = re.compile(rf"(?:.*\.)?downsample\.{SLICES}")
@@ -48,7 +48,7 @@ class Origin:
 
     Args:
         certain: by what this project wrote into the file, or by its hash.
-        likely: by its name, which is that of a public file.
+        likely: assumed from its name, which is that of a public file.
     """
 
     certain: MergingForm | None = None
@@ -90,19 +90,17 @@ def find_form(
     if asked != AUTO:
         told.append(MergingForm(asked, "given as patch_merging"))
     if told:
-        return _agree(told, source, "leave out --patch_merging, or give the file that belongs to it")
-    verdict = judge(weights)
-    told = [origin.likely] if origin.likely else []
-    told += [MergingForm(verdict.form, verdict.reason)] if verdict.form else []
-    if not told:
-        found = f"a Swin transformer whose numbers do not tell its patch merging ({verdict.reason})"
+        return _agree(told, source)
+    if origin.likely is None:
+        found = f"a Swin transformer, and nothing that tells its patch merging ({describe_numbers(weights)})"
         raise CheckpointError(source, found, "weights of a known form", REMEDY)
-    return _agree(told, source, REMEDY)
+    return origin.likely
 
 
-def _agree(told: list[MergingForm], source: str, remedy: str) -> MergingForm:
+def _agree(told: list[MergingForm], source: str) -> MergingForm:
     """Return the first of several that are the same form."""
     other = next((form for form in told if form.form != told[0].form), None)
     if other is not None:
+        remedy = "leave out --patch_merging, or give the file that belongs to it"
         raise CheckpointError(source, f"patch merging {told[0]} and {other}", "one form", remedy)
     return told[0]

@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
+from tools.bundles import BUNDLES
 from tools.catalogue import PublicFile, read_catalogues
 from tools.networks.patch_merging import FORMS
 from tools.weights.merging_forms import HEADER, MergingForm, Origin
 
 PATCH_EMBEDDING = re.compile(r"(?:.*\.)?patch_embed\.proj\.weight")
 RUN_KEYS = frozenset({"iteration", "max_epochs", "record"})  # of a checkpoint of `tools.handlers.TrainingCheckpoint`
-# runs of this project whose state dicts do not tell it yet: MONAI was 1.6.1 then
 # a run of this project whose state dict does not tell it: MONAI was 1.6.1 from the first one on
 RUN = Origin(certain=MergingForm("corrected", "a training run of this project"))
 MEGABYTE = 1_000_000
@@ -32,7 +33,7 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
         facts: what stands beside them, see `read_weights`.
         sha256: of the file.
     """
-    written = facts.get(HEADER)
+    written = facts.get(HEADER) or _read_overlay(path)
     if written in FORMS:
         return Origin(certain=MergingForm(str(written), "told by the file"))
     if facts.keys() >= RUN_KEYS:
@@ -43,8 +44,18 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
             return Origin(certain=MergingForm(str(file.patch_merging), f"known by the hash of {file.path}"))
     for file in files:
         if path.name == Path(file.path).name and _is_as_wide(state_dict, file):
-            return Origin(likely=MergingForm(str(file.patch_merging), f"known by the name of {path.name}"))
+            form, other = str(file.patch_merging), "corrected" if file.patch_merging == "original" else "original"
+            evidence = f"assumed from its name, {path.name}; --patch_merging {other} says otherwise"
+            return Origin(likely=MergingForm(form, evidence))
     return Origin()
+
+
+def _read_overlay(path: Path) -> object:
+    """Return the form that the overlay of a committed model tells, the file beside it of the same name."""
+    overlay = path.with_suffix(".yaml")
+    if path.parent.name != "models" or path.absolute().parents[2] != BUNDLES or not overlay.is_file():
+        return None
+    return yaml.safe_load(overlay.read_text(encoding="utf-8")).get(HEADER)
 
 
 def _has_hash(path: Path, file: PublicFile, sha256: str) -> bool:

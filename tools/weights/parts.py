@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.errors import CheckpointError
+from tools.weights.files import OTHERS
 from tools.weights.layouts import OWN, PART
 from tools.weights.merging_forms import HEADER
 from tools.weights.report import MatchReport
@@ -63,6 +64,8 @@ def complete_report(report: MatchReport, metadata: Mapping[str, Any], path: Path
     """
     report.sha256, report.size_bytes = sha256, path.stat().st_size
     report.licence = metadata.get("licence", report.licence)
+    if OTHERS in metadata:
+        report.remarks.append(metadata[OTHERS])
     if "norm_epsilon" in metadata:
         try:
             report.norm_epsilon = float(metadata["norm_epsilon"])

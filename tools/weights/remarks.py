@@ -55,16 +55,19 @@ def list_remarks(
             if not source_heads:
                 remedy += f", or say source_heads: {count} if the file's network does have {count}"
             raise ConfigValueError("num_heads", f"{count} in the network", f"{wanted}, as {known}", remedy)
-        if source_heads is None and (planar or width != HEAD_WIDTH):
-            yield f"the file does not say its attention heads: {count} of width {width} are taken"
+        if source_heads is None:
+            usual = "" if planar or width != HEAD_WIDTH else ", as published"
+            yield f"the file does not say its attention heads: {count} of width {width} are taken{usual}"
     if planar:
         yield f"the file does not say its activation and its intensities: GELU and {normalization} are taken"
     grid = get_grid(network)
     if grid and not planar and source_grid is None and len(set(grid)) > 1:
         text = " × ".join(map(str, grid))
         yield f"the file does not say the grid of its position table: the network's, {text}, or a cube is taken"
-    if getattr(network, "normalize", True) is False:
-        yield "the network does not normalize its maps (normalize=False); the published ones do, and no file says it"
+    normalize = getattr(network, "normalize", None)
+    if normalize is not None:
+        usual = "as the published ones do" if normalize else "unlike the published ones"
+        yield f"the file does not say whether its network normalizes its maps: normalize={normalize} is taken, {usual}"
 
 
 def count_heads(network: nn.Module) -> tuple[int, int] | None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -68,3 +70,11 @@ def convert_kind(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
         found = f"{str(tensor.dtype).removeprefix('torch.')} numbers"
         raise CheckpointError(name, found, f"whole ones ({str(wanted.dtype).removeprefix('torch.')})", REMEDY)
     return converted
+
+
+def list_casts(tensors: Iterable[Tensor]) -> Iterator[str]:
+    """Yield a sentence if there are numbers of 8 bits, which mean nothing without the scales that belong to them."""
+    narrow = [x.dtype for x in tensors if x.dtype.is_floating_point and x.dtype.itemsize == 1]
+    if narrow:
+        kind = str(narrow[0]).removeprefix("torch.")
+        yield f"{len(narrow)} tensors are {kind}: they are cast as they are, a scale that belongs to them is unknown"
