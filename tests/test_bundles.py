@@ -77,6 +77,7 @@ def test_what_it_cannot_carry_is_refused(key, value):
         make_command([], {key: value})
 
 
+@pytest.mark.costs(processes=1)
 def test_output_goes_to_the_file_with_the_command_in_front(tmp_path, monkeypatch):
     program = "import sys; print('said'); print('warned', file=sys.stderr); sys.exit(3)"
     monkeypatch.setattr(bundles, "make_command", lambda *_: [sys.executable, "-c", program])
