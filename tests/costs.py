@@ -5,7 +5,8 @@
 
 Counts do not depend on the machine, as seconds do. A test may start no Python and no fork, train twice, export nothing
 and leave two files above 10 MB, unless its marker allows more: `@pytest.mark.costs(processes=2, trainings=3)`. What
-fixtures do is counted nowhere: those that cost something are made once.
+fixtures do is counted nowhere: those that cost something are made once. Nor is what tests/contract does, whose task it
+is to start real programs.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def measure_processor_seconds() -> float:
 
 def find_excess(item: pytest.Item) -> list[str]:
     """Return what a test has spent beyond its budget."""
+    if "contract" in item.path.parts:
+        return []
     marker = item.get_closest_marker("costs")
     allowed = BUDGET | (marker.kwargs if marker else {})
     folder = getattr(item, "funcargs", {}).get("tmp_path")

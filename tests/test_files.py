@@ -126,6 +126,21 @@ with write_atomically({str(path)!r}) as temporary, temporary.open("wb") as file:
     assert path.read_bytes() == b"old" * 1000
 
 
+def test_the_content_is_on_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "last.pt", []
+    synchronize = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synchronize(descriptor)
+        seen.append((path.exists(), os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(b"new" * 500)
+    assert seen == [(False, 1500)]
+    assert path.read_bytes() == b"new" * 500
+
+
 def test_json_is_readable_by_people_and_by_strict_parsers(tmp_path):
     def refuse(token: str) -> None:
         raise AssertionError(f"{token} is no JSON")
