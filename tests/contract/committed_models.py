@@ -13,7 +13,7 @@ from tools.bundles import BUNDLES
 MODELS = sorted(BUNDLES.glob("*/models/*.yaml"))
 IDS = {path: f"{path.parents[1].name}-{path.stem}" for path in MODELS}
 # one bundle and one model for each commit, all of them before a release
-SAMPLED_BUNDLE = "voco_finetune"
+SAMPLED_BUNDLE = "unetr_btcv"
 SAMPLED_MODEL = BUNDLES / "inflated_vit_seg" / "models" / "msd04_hippocampus.yaml"
 
 
