@@ -43,6 +43,8 @@ class Mutant:
         parts = Path(self.file).parts
         if parts[0] == "bundles" or self.file.endswith(".yaml"):
             return ["tests/bundles"]
+        if parts[-1] == "__main__.py":
+            return ["tests/test_commands.py", "tests/linting"]
         if len(parts) == 2:
             return [f"tests/test_{Path(self.file).stem}.py"]
         return [f"tests/{parts[1]}"]

@@ -75,3 +75,10 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path):
 def test_no_scans_give_a_table_of_the_header_alone(tmp_path: Path):
     write_volume_table({}, tmp_path / "volumes.csv")
     assert (tmp_path / "volumes.csv").read_text(encoding="utf-8") == "scan\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2e-5, "2.00e-05"), (-2e-5, "-2.00e-05"), (0.0, "0.0000"), (-0.5, "-0.5000")]
+)
+def test_small_fractions_keep_their_digits_on_both_sides_of_zero(value, text):
+    assert format_table(["change"], [[value]]).splitlines()[-1].strip() == text
