@@ -237,3 +237,9 @@ def test_a_share_of_the_training_list_is_its_first_cases(share, count):
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ConfigValueError, match=f"training_share: found {share}, wanted a number above 0, at most 1"):
         take_share([{"image": "a", "label": "b"}], share)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.34, 3), (0.36, 4), (0.99, 10), (0.01, 1), (1.0, 10)])
+def test_a_share_is_rounded_to_the_nearest_number_of_cases_and_is_never_none(share, count):
+    pairs = [{"image": str(number)} for number in range(10)]
+    assert take_share(pairs, share) == pairs[:count]
