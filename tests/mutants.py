@@ -5,7 +5,7 @@
     python tests/mutants.py one.json --part 1/2    # half of them, beside another process with --part 2/2
     python tests/mutants.py results.json --list    # who noticed what
 
-A fault takes 20 to 90 seconds where its room notices it, and as long as the suite where nobody does.
+Each result has its seconds. Where its room does not notice a fault, it takes as long as the suite.
 """
 
 from __future__ import annotations

@@ -96,7 +96,6 @@ def make_access(host: str, hostname: str | Sequence[str] | None = None, token: s
     Raises:
         ConfigValueError: if a name is none, or the token can be guessed.
     """
-    # fire makes a tuple of `a,b`, and a number of a name that is one
     entries = hostname if isinstance(hostname, (list, tuple)) else str(hostname or "").split(",")
     names = frozenset(name for entry in entries if (name := str(entry).strip().lower()))
     for name in names:
