@@ -45,9 +45,8 @@ class Mutant:
             return ["tests/bundles"]
         if parts[-1] == "__main__.py":
             return ["tests/test_commands.py", "tests/linting"]
-        if len(parts) == 2:
-            return [f"tests/test_{Path(self.file).stem}.py"]
-        return [f"tests/{parts[1]}"]
+        room = Path(parts[1]).stem
+        return [f"tests/{room}", f"tests/test_{room}.py"]  # those that there are
 
 
 MUTANTS = [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands of users in forks of the process that tests: it has imported all that a start would import for seconds.
 
-Each entry point is started once in a process of its own, too: `python -m tools` by test_commands.py, `python -m
-monai.bundle run` by the torchrun of test_readme.py, and all of them by .ci/run.
+Each entry point is started once in a process of its own, too: `python -m tools` by test_commands.py and .ci/run, whose
+demonstration starts `python -m monai.bundle run`.
 """
 
 from __future__ import annotations

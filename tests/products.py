@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of two lists, of which each commit runs a covering choice and a release all."""
+"""Lists and products of two, of which each commit runs a covering choice and a release all."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -26,3 +26,8 @@ def cover(rows: Sequence[Any], columns: Sequence[Any], everywhere: Collection[An
         for row, one in enumerate(rows)
         for column, other in enumerate(columns)
     ]
+
+
+def sample(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Mark all but those that are kept as `exhaustive`."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]

@@ -80,11 +80,11 @@ def run(words: list[str], workshop: Path) -> None:
     assert done.returncode == 0, explain(done)
 
 
-@pytest.mark.costs(processes=9)
+@pytest.mark.costs(processes=8)
 def test_every_command_runs_in_the_order_of_the_text(workshop: Path):
-    commands = list_commands()
-    assert len(commands) >= 9
-    for words in commands:  # torchrun starts processes of its own, the others are forks
+    commands = [words for words in list_commands() if words[0] == "python"]
+    assert len(commands) >= 8
+    for words in commands:
         run(words, workshop)
     report = json.loads((workshop / "runs" / "finetuned" / "weights.json").read_text())
     assert (report["layout"], report["counts"]["matched"]) == ("vit_autoencoder", 161)
@@ -94,6 +94,14 @@ def test_every_command_runs_in_the_order_of_the_text(workshop: Path):
     assert sorted(path.name for path in (workshop / "segmentations").glob("*_seg.nii.gz")) == [
         f"case_{number}_seg.nii.gz" for number in range(6)
     ]
+
+
+@pytest.mark.exhaustive  # processes of its own import everything for 20 s; in forks: tests/bundles/test_training.py
+@pytest.mark.costs(processes=1)
+def test_training_in_several_processes_is_what_the_text_says(workshop: Path):
+    (words,) = [words for words in list_commands() if words[0] == "torchrun"]
+    run(words, workshop)
+    assert (workshop / "runs" / "torchrun" / "training.json").is_file()
 
 
 def test_every_file_that_is_linked_exists():

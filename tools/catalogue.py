@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,16 @@ def read_catalogue(bundle: str) -> list[PublicFile]:
     if bundle not in known:
         raise ConfigValueError("bundle", repr(bundle), f"one of {', '.join(known)}", "correct the name")
     source = BUNDLES / bundle / FILE_NAME
+    return list(_read_entries(source, source.stat().st_mtime_ns))
+
+
+@functools.cache  # 0.05 s for all four, and each loading of weights asks whether they are public ones
+def _read_entries(source: Path, _changed_ns: int) -> tuple[PublicFile, ...]:
     content = yaml.safe_load(source.read_text(encoding="utf-8"))
     entries = content.get("large_files") if isinstance(content, Mapping) else None
     if not isinstance(entries, list):
         raise ConfigValueError(source, "no list large_files", "a list of files", "correct the file")
-    return [_read_entry(entry, source, position) for position, entry in enumerate(entries)]
+    return tuple(_read_entry(entry, source, position) for position, entry in enumerate(entries))
 
 
 def read_catalogues() -> list[PublicFile]:

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tools.bundles import locate_bundle, locate_card, run_bundle
+from tools.configs import MODEL_KEYS, write_overlay
 from tools.datasets import read_datalist
 from tools.errors import CheckpointError, FailedScansError, MissingFileError
 from tools.files import compute_sha256, write_atomically
@@ -26,13 +27,6 @@ from tools.weights.origins import find_origin
 from tools.weights.report import REPORT_NAME
 
 logger = logging.getLogger(__name__)
-
-# keys of a recipe that shape the network or its input; the others belong to training and stay there
-INFERENCE_KEYS = (
-    *("roi_size", "overlap", "sw_batch_size", "orientation", "pixdim", "intensity"),
-    *("mirror_axes", "image_size", "encoder", "decoder", "num_slices", "force_2d", "in_channels"),
-    *("feature_size", "window_size", "use_v2", "patch_merging"),
-)
 
 
 def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, dataset_dir: str | Path) -> str:
@@ -117,22 +111,15 @@ def _write_overlay(
 ) -> None:
     values: dict[str, Any] = yaml.safe_load(card_path.read_text(encoding="utf-8"))
     changes: Mapping[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    shaping = {k: v for k, v in changes.items() if k in INFERENCE_KEYS or k.split("#")[0] == "network_def"}
+    # the other keys of a recipe belong to training and stay there
+    shaping = {k: v for k, v in changes.items() if k in MODEL_KEYS or k.split("#")[0] == "network_def"}
     values = {key: value for key, value in values.items() if key != "card"} | shaping | dict(merging)
     values["checkpoint"] = f"$@bundle_root + '/models/{weights.name}'"
     head = (
-        f"# The committed model for {card}: goes after inference.yaml, or after train.yaml and evaluate.yaml.\n"
-        f"# Made of the data set's card and recipes/{recipe.name} by `python -m tools publish`.\n"
+        f"The committed model for {card}: goes after inference.yaml, or after train.yaml and evaluate.yaml.\n"
+        f"Made of the data set's card and recipes/{recipe.name} by `python -m tools publish`."
     )
-    body = "".join(f"{key}: {_flow(value)}\n" for key, value in values.items())
-    with write_atomically(path) as temporary:
-        temporary.write_text(head + body, encoding="utf-8")
-
-
-def _flow(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
-    )
+    write_overlay(path, values, head)
 
 
 def _describe(

@@ -217,6 +217,12 @@ def write_scans(folder: Path, count: int = 4) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no picture at the end of each training: it takes 0.4 s, and the trainings that are shared have theirs."""
+    monkeypatch.setattr("tools.handlers.training.plot_learning_curve", lambda *_: None)
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A data set of four cases for training and two for validation, for a test to change."""

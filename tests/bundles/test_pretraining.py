@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from products import sample
 from runs import make_image, read_epochs, read_events, read_weights, write_bad_scans, write_scan
 from table import PRETRAININGS
 
 from tools.bundles import CARDS
 from tools.weights import load
+
+# what all bundles share of a pre-training's life: of two of them in each commit
+sampled = pytest.mark.parametrize("pretrained", sample(PRETRAININGS, "unetr_btcv", "swin_unetr_ssl"), indirect=True)
 
 MISTAKES = [
     pytest.param(name, overrides, sentence, id=f"{name} {' '.join(overrides)}")
@@ -108,6 +112,7 @@ def test_what_validation_measures_is_that_of_the_file_and_repeatable(pretrained,
         assert evaluator.state.metrics[f"val_{tag}"] == pytest.approx(last[tag])
 
 
+@sampled
 @pytest.mark.costs(large_files=4)
 @pytest.mark.numeric
 def test_saving_memory_keeping_volumes_on_disk_and_amp_without_a_gpu_change_no_loss(pretrained, tmp_path):
@@ -123,6 +128,7 @@ def test_saving_memory_keeping_volumes_on_disk_and_amp_without_a_gpu_change_no_l
     assert counts[0] == counts[1] > 2
 
 
+@sampled
 @pytest.mark.costs(processes=1)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(pretrained, tmp_path):
     options = {"dataset_dir": str(pretrained.dataset), "folder": tmp_path / "run"}
@@ -140,6 +146,7 @@ def test_pretraining_can_start_from_another_pretraining(pretrained, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
 
 
+@sampled
 @pytest.mark.costs(processes=2)
 def test_two_processes_share_the_scans_and_the_gradient_and_the_first_alone_writes(pretrained, tmp_path):
     for number in range(1, 13):  # twelve: each process has one for validation

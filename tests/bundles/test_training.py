@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from processes import explain, run_module
+from products import sample
 from table import TRAININGS
 
 from tools.bundles import BUNDLES
+
+# what all bundles share of a training's life: of two of them in each commit
+sampled = pytest.mark.parametrize("trained", sample(TRAININGS, "unetr_btcv", "swin_unetr_ssl"), indirect=True)
 
 
 @pytest.mark.parametrize("kind", ["train", "infer"])
@@ -31,7 +35,7 @@ def test_a_run_leaves_its_record_its_curve_and_both_checkpoints(trained):
     assert all(np.isfinite(epoch["loss"]) for epoch in record["epochs"])
     assert ["dice" in epoch for epoch in record["epochs"]] == [False, True]
     assert 0 <= record["best"]["dice"] <= 1
-    names = {"best.pt", "last.pt", "training.json", "learning_curve.png"}
+    names = {"best.pt", "last.pt", "training.json", "learning_curve.png", "model.yaml"}
     assert names <= {path.name for path in trained.folder.iterdir()}
 
 
@@ -59,12 +63,14 @@ def test_evaluation_and_inference_of_the_best_epoch_compute_what_training_did(tr
     assert {"case_4_seg.png", "volumes.csv", "run.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@sampled
 @pytest.mark.costs(processes=1)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(trained, tmp_path):
     options = {"dataset_dir": str(trained.dataset), "folder": tmp_path / "run"}
     trained.bundle.check_resuming("train", unbroken=trained.folder, **options)
 
 
+@sampled
 @pytest.mark.costs(processes=2)
 def test_two_processes_share_the_cases_and_the_first_alone_writes(trained, tmp_path):
     gradient = "sum(p.grad.abs().sum().item() for p in @network.parameters() if p.grad is not None)"

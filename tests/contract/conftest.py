@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from committed_models import IDS, MODELS, SAMPLED_BUNDLE, SAMPLED_MODEL, sample
+from committed_models import IDS, MODELS, SAMPLED_BUNDLE, SAMPLED_MODEL
 from monai.bundle import ConfigParser
+from products import sample
 
+from tools.archives import name_bundle, unpack
 from tools.bundles import BUNDLES
-from tools.labelling.archives import name_bundle, unpack
 from tools.release import export
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))

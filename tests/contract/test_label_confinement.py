@@ -44,7 +44,7 @@ import requests
 from label_server import Served, serve
 from monailabel.client import MONAILabelClient
 
-BUNDLE = "inflated_vit_seg"
+BUNDLE = "unetr_btcv"
 DEMO = EMBEDDED / "msd04_hippocampus"
 CASES = sorted(path.name.removesuffix(".nii.gz") for path in (DEMO / "imagesTr").glob("*.nii.gz"))
 CASE = CASES[0]
@@ -592,9 +592,12 @@ def test_3d_slicer_uploads_segments_labels_and_trains(server: Served, model: str
         session = client.create_session(str(scan))["session_id"]
         assert client.get_session(session)["name"] == session
         of_session, _ = client.infer(model, "Volume of mine", dict(offered), session_id=session)
+        # the name that its client gives, and the one that 3D Slicer gives
+        assert client.upload_image(str(scan), "scan.nii.gz")["image"] == "scan"
+        of_file, _ = client.infer(model, "scan", dict(offered))
         assert client.upload_image(str(scan), "Volume of mine (1)")["image"] == "Volume of mine (1)"
         of_study, answer = client.infer(model, "Volume of mine (1)", dict(offered))
-        assert Path(of_session).read_bytes() == Path(of_study).read_bytes()
+        assert Path(of_session).read_bytes() == Path(of_file).read_bytes() == Path(of_study).read_bytes()
         assert list(answer["label_names"]) == info["labels"]
         labels = {"label_info": [{"name": name, "idx": number} for number, name in enumerate(info["labels"], 1)]}
         saved = client.save_label("Volume of mine (1)", str(label), params=labels)

@@ -26,9 +26,9 @@ from comparisons import assert_equal_to_scale
 from monai.bundle import ConfigParser, ckpt_export
 from torch import Tensor, nn
 
+from tools.archives import name_bundle, unpack
 from tools.bundles import CARDS, run_bundle
 from tools.errors import CheckpointError
-from tools.labelling.archives import name_bundle, unpack
 from tools.networks import ScriptableSwinUNETR
 from tools.networks.patch_merging import read_form
 from tools.pretraining import SwinSSL, SwinUNETREncoder

@@ -173,8 +173,16 @@ def test_session_is_one_that_is_there(check: Callable[..., Any], session: str):
 
 def test_new_scan_has_the_name_that_is_given_or_that_of_its_file(check: Callable[..., Any]):
     assert check(parameters.new_scan, "mine", file=upload()) == "mine"
+    assert check(parameters.new_scan, "mine.nii.gz", file=upload()) == "mine", "as MONAI Label's client gives it"
+    assert check(parameters.new_scan, "mine.v2.nii", file=upload()) == "mine.v2"
     assert check(parameters.new_scan, None, file=upload(filename="/home/me/Patient 1.v2.nii.gz")) == "Patient 1"
-    for given, filename in (("../x", "x.nii.gz"), ("/x", "x.nii.gz"), (None, ".nii.gz"), (None, "x.sh")):
+    for given, filename in (
+        ("../x", "x.nii.gz"),
+        ("/x", "x.nii.gz"),
+        (None, ".nii.gz"),
+        (".nii", "x.nii"),
+        (None, "x.sh"),
+    ):
         with pytest.raises(RequestError):
             check(parameters.new_scan, given, file=upload(filename=filename))
 

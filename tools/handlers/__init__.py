@@ -3,7 +3,7 @@
 
 from tools.handlers.evaluation import DiceReport
 from tools.handlers.gradients import GradientClipping
-from tools.handlers.models import ModelReplacement
+from tools.handlers.models import ModelReplacement, RunModel
 from tools.handlers.pretraining import ReconstructionPreview, SwinTransformerExport
 from tools.handlers.training import EpochSeed, TrainingCheckpoint, TrainingRecord
 
@@ -13,6 +13,7 @@ __all__ = [
     "GradientClipping",
     "ModelReplacement",
     "ReconstructionPreview",
+    "RunModel",
     "SwinTransformerExport",
     "TrainingCheckpoint",
     "TrainingRecord",

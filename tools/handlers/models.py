@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handler that makes the result of a training the model of its bundle."""
+"""Ignite handlers that make a training a model: a folder that names all it needs, or the model of its bundle."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 
+from tools.configs import read_running, select_model, write_overlay
 from tools.files import write_atomically
-from tools.handlers.training import BEST, TrainingRecord
+from tools.handlers.training import BEST, LAST, TrainingRecord
 from tools.hardware import is_main_process
 from tools.weights import read_state_dict, save_checkpoint
 
 logger = logging.getLogger(__name__)
+
+OVERLAY = "model.yaml"
 
 
 def replace_model(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -61,3 +65,44 @@ class ModelReplacement:
         replace_model(self.path, weights)
         epoch = engine.state.epoch if best is None else best["epoch"]
         logger.info("%s now has the weights of epoch %d", self.path, epoch)
+
+
+class RunModel:
+    """Write `model.yaml` beside the weights: the overlay with which inference, evaluation and an export use them.
+
+    It holds what the config of this training says of the data and of the network, with all overlays and overrides, so
+    that nobody types it again: weights that were trained at 0.5 mm are applied at 0.5 mm.
+
+    Args:
+        output_dir: folder of the run.
+        bundle_root: the bundle, where nothing else tells which one runs.
+        validated: whether there will be a `best.pt`.
+    """
+
+    def __init__(self, output_dir: str | Path, bundle_root: str | Path, validated: bool) -> None:
+        self.output_dir = Path(output_dir)
+        self.validated = validated
+        self.running = read_running()
+        self.root = (self.running and self.running.bundle) or Path(bundle_root).resolve()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the file, before the first step: an interrupted run is a model, too."""
+        if not is_main_process() or self.running is None:
+            return
+        config = self.running.values
+        files = [self.root / "configs" / name for name in ("train.yaml", "train.json")]
+        default = next((ConfigParser.load_config_file(path) for path in files if path.is_file()), None)
+        values = select_model(config, default)
+        if "card" in config:
+            values["card"] = config["card"]
+        weights = self.output_dir.resolve() / (BEST if self.validated else LAST)
+        head = (
+            f"The model of this training of {self.root.name}: goes after inference.yaml, or after train.yaml and\n"
+            "evaluate.yaml. `python -m tools segment`, `evaluate`, `export` and `label` take the folder that it is in."
+        )
+        places = {"bundle_root": str(self.root), "checkpoint": str(weights)}
+        write_overlay(self.output_dir / OVERLAY, values | places, head)

@@ -20,9 +20,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 import tools
+from tools.archives import name_bundle, unpack
 from tools.bundles import locate_bundle
 from tools.errors import BundleError, ConfigValueError
-from tools.labelling.archives import name_bundle, unpack
 from tools.release import export
 
 logger = logging.getLogger(__name__)

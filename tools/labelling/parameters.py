@@ -13,7 +13,7 @@ from typing import Any
 from tools.errors import RequestError
 from tools.labelling import values
 from tools.labelling.holdings import AbsentError, Holdings
-from tools.labelling.uploads import check_filename, check_upload
+from tools.labelling.uploads import SUFFIXES, check_filename, check_upload
 from tools.labelling.values import Kind, choice, flag, match, name, note, number, one_or_more, optional, text
 
 # the resources of DICOMweb; a name of one dot or two would lead to what else the server at this address does
@@ -124,6 +124,8 @@ def new_scan(subject: str, value: Any, call: Call) -> str:
     if not value:
         filename = check_filename("file", call.values["file"].filename)
         value = filename[: filename.index(".")]
+    else:  # the clients of MONAI Label give the file's name, and its server adds the suffix once more
+        value = functools.reduce(str.removesuffix, SUFFIXES, name(subject, value))
     call.holdings.check_scan_place(subject, name(subject, value))
     return value
 

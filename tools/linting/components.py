@@ -41,6 +41,7 @@ def find_component(target: str, finder: ModuleFinder) -> Symbol | None:
 
 def check_components(bundle: Bundle) -> Iterator[Finding]:
     """Yield what is wrong with the components and expressions of all configs."""
+    clean: set[tuple[str, frozenset[tuple[str, str]]]] = set()  # most expressions stand in many combinations
     for config in bundle.sets:
         expressions = {p: v for p, v in config.items.items() if isinstance(v, str) and v.startswith("$")}
         parsed: dict[str, Expression] = {}
@@ -53,7 +54,12 @@ def check_components(bundle: Bundle) -> Iterator[Finding]:
         imports = {place: bound for place, e in parsed.items() if (bound := read_import(e)) is not None}
         names = dict(GLOBALS) | {bound.name: bound.target for bound in imports.values()}
         for place, expression in parsed.items():
-            yield from _check_expression(config, place, expression, names, bundle.finder)
+            if (key := (expressions[place], frozenset(names.items()))) in clean:
+                continue
+            findings = list(_check_expression(config, place, expression, names, bundle.finder))
+            yield from findings
+            if not findings:
+                clean.add(key)
         for place, value in config.items.items():
             if ConfigComponent.is_instantiable(value):
                 yield from _check_component(config, place, value, bundle.finder)

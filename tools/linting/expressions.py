@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 from monai.bundle import ReferenceResolver
@@ -68,6 +69,7 @@ class Import:
     target: str
 
 
+@functools.lru_cache(4096)  # most expressions stand in many combinations of configs
 def parse_expression(value: str) -> Expression:
     """Parse `$...`, with its references taken out.
 

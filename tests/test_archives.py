@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.archives import name_bundle, unpack
 from tools.errors import BundleError
-from tools.labelling.archives import name_bundle, unpack
 
 
 def write_zip(path: Path, *names: str | zipfile.ZipInfo) -> Path:

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What configs say: the one that runs, and the keys of it that make a model."""
+
+from __future__ import annotations
+
+from tools.configs.models import MODEL_KEYS, select_model, write_overlay
+from tools.configs.running import RunningConfig, read_running
+
+__all__ = ["MODEL_KEYS", "RunningConfig", "read_running", "select_model", "write_overlay"]

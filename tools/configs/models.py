@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The overlay that turns a bundle's configs into one model: what its data were and what its network is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools.files import write_atomically
+
+# what the data were, and how they reach the network
+DATA_KEYS = (
+    *("labels", "label_map", "validation_cases", "in_channels", "orientation", "pixdim", "roi_size", "image_size"),
+    *("intensity", "foreground_crop", "sample_above", "mirror_axes"),
+)
+# what the network is
+NETWORK_KEYS = (
+    *("encoder", "decoder", "num_slices", "force_2d", "feature_size", "window_size", "use_v2", "patch_merging"),
+)
+# how it is applied; the defaults of training are not those of inference, so that only what was asked for is kept
+SPEED_KEYS = ("overlap", "sw_batch_size")
+MODEL_KEYS = (*DATA_KEYS, *NETWORK_KEYS, *SPEED_KEYS)
+NETWORK = "network_def"
+
+
+def select_model(config: Mapping[str, Any], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the keys and values of a training that inference, evaluation and an export of its result need.
+
+    Args:
+        config: the config that was trained with, not resolved.
+        default: the bundle's `train.yaml` alone, so that only what differs is said of the network; None: all of it.
+    """
+    default = default or {}
+    kept = {key: config[key] for key in (*DATA_KEYS, *NETWORK_KEYS) if key in config}
+    kept |= {key: config[key] for key in SPEED_KEYS if key in config and config[key] != default.get(key)}
+    network, usual = config[NETWORK], default.get(NETWORK, {})
+    if network["_target_"] != usual.get("_target_"):
+        return kept | {NETWORK: network}
+    changed = {name: value for name, value in network.items() if name not in usual or value != usual[name]}
+    return kept | {f"{NETWORK}#{name}": value for name, value in changed.items()}
+
+
+def write_overlay(path: Path, values: Mapping[str, Any], head: str) -> None:
+    """Write keys and values as a config file, one line each, atomically.
+
+    Args:
+        path: the file.
+        values: keys (`a` or `a#b`) and plain values.
+        head: what the file is, one or more lines.
+    """
+    comment = "".join(f"# {line}\n" for line in head.splitlines())
+    with write_atomically(path) as temporary:
+        temporary.write_text(comment + "".join(f"{key}: {_flow(value)}\n" for key, value in values.items()), "utf-8")
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
