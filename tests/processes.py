@@ -110,11 +110,12 @@ def run_as_library(
     stdout: IO[bytes] | None,
     stderr: int | None,
     check: bool,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Stand for the `subprocess.run` of `tools.bundles.run_bundle`."""
     assert not check
     assert (stdout is None) == (stderr is None)
-    done = run_module(command, environment=env)
+    done = run_module(command, cwd=cwd, environment=env)
     if stdout is not None:
         stdout.write((done.stdout + done.stderr).encode())
     else:

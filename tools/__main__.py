@@ -6,16 +6,18 @@ A command imports what it needs when it runs: torch and MONAI take seconds, and 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
 from tools import __version__
 from tools.bundles import list_bundles
-from tools.errors import ConfigValueError, report_plainly
+from tools.errors import ConfigValueError, ToolsError, report_plainly
 
 PATCH_MERGING_HELP = "original or corrected, where nothing tells how a Swin transformer was trained"
 
@@ -60,6 +62,41 @@ class Names(click.ParamType):
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
 
 
+class ManyValues(click.Command):
+    """A command whose repeatable options take all words up to the next option: `-i a b` is `-i a -i b`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Repeat the names of those options, then parse."""
+        many = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        words: list[str] = []
+        name, is_first = "", False
+        for word in args:
+            if word.startswith("-") and len(word) > 1:
+                name, is_first = (word, True) if word in many else ("", False)
+            elif name and not is_first:
+                words.append(name)
+            else:
+                is_first = False
+            words.append(word)
+        return super().parse_args(context, words)
+
+
+@contextlib.contextmanager
+def report_wrong_call() -> Iterator[None]:
+    """End with one sentence and status 2 if what was typed cannot be done, as click does for an unknown option."""
+    try:
+        yield
+    except ToolsError as error:
+        click.echo(f"\nError: {error}", err=True)
+        sys.exit(2)
+
+
+def end(status: int) -> None:
+    """End the program with this status, unless all went well."""
+    if status:
+        sys.exit(status)
+
+
 def choose(positional: str | None, option: str | None, name: str) -> str:
     """Return what is given, by its place or by its name."""
     if (positional is None) == (option is None):
@@ -72,6 +109,37 @@ def choose(positional: str | None, option: str | None, name: str) -> str:
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def tools() -> None:
     """Pre-trained transformers for 3D medical segmentation, as MONAI bundles."""
+
+
+@tools.command(cls=ManyValues)
+@click.argument("paths", nargs=-1)
+@click.option("-i", "--input", "inputs", multiple=True, metavar="PATH...", help="Scans and folders of scans.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="Where the results go.")
+@click.option("-m", "--model", metavar="MODEL", help="See `models`; default: the one that was made for such scans.")
+@click.option("-d", "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-rs", "--roi_subset", multiple=True, metavar="NAME...", help="Keep only these structures.")
+@click.option("--save_probabilities", is_flag=True, help="Write <scan>_prob.nii.gz, a volume per class.")
+@click.option("--statistics", is_flag=True, help="Write statistics.json: mm3, mean intensity, cut off by the border?")
+@click.option("--preview/--no-preview", default=True, help="A picture of each result.  [default: yes]")
+@click.option("--report", metavar="FILE.json", help="Write what was done, for programs.")
+@click.option("--overwrite", is_flag=True, help="Segment again what is done already.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print how the model was chosen in detail.")
+def segment(paths: Sequence[str], inputs: Sequence[str], output: str, verbose: bool, **options: Any) -> None:
+    """Segment scans, or all scans of folders, each in its own grid.
+
+    A scan that cannot be read does not stop the others. Run it again, and only what is missing is done. MODEL is a
+    name that `models` lists, the folder of a training, an exported zip or its folder, or hf://USER/NAME.
+
+    Status: 0 all done, 1 some scans failed, 2 the call was wrong.
+    """
+    with report_wrong_call():
+        from tools.commands.segment import prepare
+
+        if verbose:
+            logging.getLogger().setLevel(logging.DEBUG)
+        run = prepare([*inputs, *paths], output, **options)
+    end(run())
 
 
 @tools.command()

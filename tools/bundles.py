@@ -99,16 +99,27 @@ def make_command(config_files: Sequence[Path], overrides: Mapping[str, object]) 
     return command
 
 
-def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object], output: IO[bytes] | None = None) -> int:
+def run_bundle(
+    config_files: Sequence[Path],
+    overrides: Mapping[str, object],
+    output: IO[bytes] | None = None,
+    folder: Path | None = None,
+) -> int:
     """Run `python -m monai.bundle run` in a process of its own and return its exit status.
 
     Args:
         config_files: merged in order; the bundle's own file first.
         overrides: keys and values of the command line.
         output: an open file that gets the command and all it prints; default: the screen.
+        folder: the working directory, a bundle whose files are then named without it. Python imports from there first:
+            an exported bundle brings its own `tools`, and a `tools` in the folder of the user is not in the way.
     """
+    if folder is not None:
+        config_files = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in config_files]
     command = make_command(config_files, overrides)
     line = shlex.join(["python", *command[1:]])
+    if folder is not None:
+        line = f"cd {shlex.quote(str(folder))} && {line}"
     if output is None:
         logger.info("%s", line)
     else:
@@ -117,7 +128,7 @@ def run_bundle(config_files: Sequence[Path], overrides: Mapping[str, object], ou
     # MONAI warns at each start that configs are code; these are the repository's own
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     errors = None if output is None else subprocess.STDOUT
-    return subprocess.run(command, env=environment, stdout=output, stderr=errors, check=False).returncode
+    return subprocess.run(command, env=environment, cwd=folder, stdout=output, stderr=errors, check=False).returncode
 
 
 def _spell(key: str, value: object) -> str:

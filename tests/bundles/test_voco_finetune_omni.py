@@ -129,6 +129,7 @@ def test_without_weight_it_is_the_training_of_train(bundle, dataset, scans, tmp_
     assert read_epochs(tmp_path / "omni")[0]["loss"] == read_epochs(tmp_path / "train")[0]["loss"]
 
 
+@pytest.mark.exhaustive  # as of the other trainings in each commit: test_training.py
 @pytest.mark.costs(large_files=4, trainings=3)
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(bundle, dataset, scans, tmp_path):
     pieces = tmp_path / "pieces.yaml"  # random ones: the volumes too must be drawn as before

@@ -102,6 +102,7 @@ for depth in (120, 520):
 """
 
 
+@pytest.mark.exhaustive  # a process of its own imports everything for 10 s
 @pytest.mark.costs(processes=1)  # a fork would find room in the heap of the process that tests
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak of a process this way")
 def test_memory_grows_with_the_volume_and_its_logits_only():

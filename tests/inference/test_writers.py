@@ -28,7 +28,7 @@ def make_segmentation(shape=(24, 22, 20)):
 def test_the_grid_is_that_of_the_scan_to_the_last_bit(write_phantom, tmp_path, grid, codes, kind):
     source = write_phantom(grid=grid, codes=codes, units=("mm", "msec"), kind=kind)
     segmentation = make_segmentation()
-    write_segmentation(segmentation, source, tmp_path / "seg.nii.gz", LABELS)
+    write_segmentation(segmentation, source, tmp_path / "seg.nii.gz", dict(enumerate(LABELS)))
 
     scan, result = nib.load(source), nib.load(tmp_path / "seg.nii.gz")
     assert type(result) is type(scan)
@@ -42,7 +42,7 @@ def test_the_grid_is_that_of_the_scan_to_the_last_bit(write_phantom, tmp_path, g
 
 
 def test_label_names_travel_in_a_comment(write_phantom, tmp_path):
-    write_segmentation(make_segmentation(), write_phantom(), tmp_path / "seg.nii.gz", LABELS)
+    write_segmentation(make_segmentation(), write_phantom(), tmp_path / "seg.nii.gz", dict(enumerate(LABELS)))
     (extension,) = nib.load(tmp_path / "seg.nii.gz").header.extensions
     assert extension.get_code() == 6  # NIFTI_ECODE_COMMENT
     text = extension.text if hasattr(extension, "text") else extension.get_content().decode()
@@ -56,7 +56,7 @@ def test_neither_scaling_nor_grey_window_nor_comments_of_the_scan_stay(write_pha
     scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of a patient"))
     nib.save(scan, tmp_path / "scan.nii.gz")
     segmentation = make_segmentation()
-    write_segmentation(segmentation, tmp_path / "scan.nii.gz", tmp_path / "seg.nii.gz", LABELS)
+    write_segmentation(segmentation, tmp_path / "scan.nii.gz", tmp_path / "seg.nii.gz", dict(enumerate(LABELS)))
     result = nib.load(tmp_path / "seg.nii.gz")
     assert (result.dataobj.slope, result.dataobj.inter) == (1, 0)
     assert (result.header["cal_min"], result.header["cal_max"]) == (0, 0)
@@ -67,13 +67,15 @@ def test_neither_scaling_nor_grey_window_nor_comments_of_the_scan_stay(write_pha
 @pytest.mark.parametrize("shape", [(10, 9, 8, 1), (10, 9, 8, 1, 1)])
 def test_trailing_axes_of_the_scan_stay(write_phantom, tmp_path, shape):
     source = write_phantom(shape=shape)
-    write_segmentation(make_segmentation((10, 9, 8)), source, tmp_path / "seg.nii.gz", LABELS)
+    write_segmentation(make_segmentation((10, 9, 8)), source, tmp_path / "seg.nii.gz", dict(enumerate(LABELS)))
     assert nib.load(tmp_path / "seg.nii.gz").shape == nib.load(source).shape
 
 
 def test_a_segmentation_of_another_shape_is_refused(write_phantom, tmp_path):
     with pytest.raises(GeometryMismatchError, match=r"\(24, 22, 19\) voxels, .*Invertd"):
-        write_segmentation(make_segmentation((24, 22, 19)), write_phantom(), tmp_path / "seg.nii.gz", LABELS)
+        write_segmentation(
+            make_segmentation((24, 22, 19)), write_phantom(), tmp_path / "seg.nii.gz", dict(enumerate(LABELS))
+        )
     assert not (tmp_path / "seg.nii.gz").exists()
 
 
@@ -99,7 +101,7 @@ def test_a_write_that_fails_half_way_leaves_no_file(write_phantom, tmp_path, mon
     source = write_phantom("in/scan.nii.gz")
     monkeypatch.setattr(nib, "save", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_segmentation(make_segmentation(), source, tmp_path / "out" / "seg.nii.gz", LABELS)
+        write_segmentation(make_segmentation(), source, tmp_path / "out" / "seg.nii.gz", dict(enumerate(LABELS)))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from tools.checks.pairs import check_dataset, check_pair
-from tools.checks.scan_lists import select_readable
-from tools.checks.settings import check_command_line, check_device, check_memory, check_shares
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tools.checks.volumes import check_scan, read_header
+
+if TYPE_CHECKING:
+    from tools.checks.pairs import check_dataset, check_pair
+    from tools.checks.scan_lists import select_readable
+    from tools.checks.settings import check_command_line, check_device, check_memory, check_shares
 
 __all__ = [
     "check_command_line",
@@ -19,3 +24,15 @@ __all__ = [
     "read_header",
     "select_readable",
 ]
+# imported when they are asked for: they stand on MONAI and torch, which commands that look at a header do without
+_LATER = {
+    **dict.fromkeys(("check_dataset", "check_pair"), "pairs"),
+    **dict.fromkeys(("check_command_line", "check_device", "check_memory", "check_shares"), "settings"),
+    "select_readable": "scan_lists",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"tools.checks.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

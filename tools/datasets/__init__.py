@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from tools.datasets.caching import DiskDataset
+from typing import TYPE_CHECKING, Any
+
 from tools.datasets.datalists import read_datalist, take_share
 from tools.datasets.scans import list_scans, name_case, name_results
 from tools.datasets.unlabelled import list_unlabelled, split_unlabelled
+
+if TYPE_CHECKING:
+    from tools.datasets.caching import DiskDataset
 
 __all__ = [
     "DiskDataset",
@@ -18,3 +22,12 @@ __all__ = [
     "split_unlabelled",
     "take_share",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what stands on MONAI when it is asked for: lists of files are needed by commands that answer at once."""
+    if name == "DiskDataset":
+        from tools.datasets.caching import DiskDataset
+
+        return DiskDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,6 @@
 from tools.inference.mirroring import MirroringInferer
 from tools.inference.segmenter import ScanSegmenter
 from tools.inference.slice_windows import SliceWindowInferer
-from tools.inference.writers import SaveSegmentationd
+from tools.inference.writers import SaveProbabilitiesd, SaveSegmentationd
 
-__all__ = ["MirroringInferer", "SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]
+__all__ = ["MirroringInferer", "SaveProbabilitiesd", "SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]

@@ -38,7 +38,7 @@ from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, measure_peak_memory_gb
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
-from tools.reports import measure_volumes_ml, write_preview
+from tools.reports import measure_statistics, measure_volumes_ml, write_preview
 from tools.tables import format_table, write_volume_table
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class ScanSegmenter:
         overwrite: segment again what is done already.
         num_channels: how many volumes a scan holds.
         settings: config values that shape the result; noted, and compared before a scan is skipped.
+        statistics: write `statistics.json`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ScanSegmenter:
         overwrite: bool = False,
         num_channels: int = 1,
         settings: Mapping[str, Any] | None = None,
+        statistics: bool = False,
     ) -> None:
         self.scans = list(dataset.data)
         self.preprocessing: Compose = dataset.transform
@@ -96,10 +98,11 @@ class ScanSegmenter:
         self.preview = preview
         self.overwrite = overwrite
         self.num_channels = num_channels
+        self.statistics = statistics
         self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
         self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
-        self._first_writer = _find_first(self.postprocessing, (SaveImage, SaveImaged))
-        writer = self.postprocessing.transforms[self._first_writer]
+        self._last_writer = _find_last(self.postprocessing, (SaveImage, SaveImaged))
+        writer = self.postprocessing.transforms[self._last_writer]
         if not isinstance(writer, SaveSegmentationd):
             raise ConfigValueError(
                 "postprocessing", type(writer).__name__, "SaveSegmentationd to write", "use the one of tools.inference"
@@ -175,12 +178,14 @@ class ScanSegmenter:
         with _time(seconds, "network"):
             data["pred"] = self._predict(data["image"], path)
         with _time(seconds, "labels"):
-            data = self.postprocessing(data, end=self._first_writer)
+            data = self.postprocessing(data, end=self._last_writer)
         with _time(seconds, "write"):
-            self.postprocessing(data, start=self._first_writer)
+            self.postprocessing(data, start=self._last_writer)
         segmentation_path = self.writer.locate(name)
         with _time(seconds, "report"):
             volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
+            volumes_ml = {name: volumes_ml[name] for value, name in self.writer.names.items() if value}
+            numbers = measure_statistics(path, segmentation_path, self.writer.names) if self.statistics else None
             if self.preview:
                 preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
                 write_preview(path, segmentation_path, self.labels, preview_path, title=name)
@@ -188,6 +193,7 @@ class ScanSegmenter:
             "state": "done",
             "segmentation": segmentation_path.name,
             "volumes_ml": volumes_ml,
+            **({"statistics": numbers} if numbers is not None else {}),
             "seconds": {stage: round(time_s, 3) for stage, time_s in seconds.items()},
             "peak_memory_gb": measure_peak_memory_gb(self.device),  # of the process until now
         }
@@ -242,12 +248,16 @@ class ScanSegmenter:
         write_json(self.output_dir / "run.json", report)
         volumes = {name: scan["volumes_ml"] for name, scan in report["scans"].items() if scan["state"] == "done"}
         write_volume_table(volumes, self.output_dir / "volumes.csv")
+        if self.statistics:
+            numbers = {name: scan["statistics"] for name, scan in report["scans"].items() if scan["state"] == "done"}
+            write_json(self.output_dir / "statistics.json", numbers)
 
     def _log_summary(self, report: Mapping[str, Any], names: Sequence[str]) -> None:
         done = [name for name in names if report["scans"][name]["state"] == "done"]
         if done:
             rows = [[name, *report["scans"][name]["volumes_ml"].values()] for name in done]
-            logger.info("volumes in mL\n%s", format_table(["scan", *self.labels[1:]], rows))
+            structures = [name for value, name in self.writer.names.items() if value]
+            logger.info("volumes in mL\n%s", format_table(["scan", *structures], rows))
         logger.info("%d of %d scans segmented, in %s", len(done), len(names), self.output_dir)
         if memory_gb := measure_peak_memory_gb(self.device):
             logger.info("peak memory %.1f GB", memory_gb)
@@ -311,8 +321,8 @@ def _count_leading(transform: Compose, kinds: tuple[type, ...]) -> int:
     return count
 
 
-def _find_first(transform: Compose, kinds: tuple[type, ...]) -> int:
-    for index, step in enumerate(transform.transforms):
+def _find_last(transform: Compose, kinds: tuple[type, ...]) -> int:
+    for index, step in reversed(list(enumerate(transform.transforms))):
         if isinstance(step, kinds):
             return index
     raise ConfigValueError(

@@ -115,7 +115,8 @@ class ModuleFinder:
                 if symbol := self._find(f"{_absolute(star, module, path)}.{'.'.join(rest)}", depth + 1):
                     return symbol
             dynamic = any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
-            return Symbol(full, "unknown") if dynamic else None
+            listed = _read_all(tree)
+            return Symbol(full, "unknown") if dynamic and (listed is None or rest[0] in listed) else None
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             alias = next(a for a in node.names if (a.asname or a.name.partition(".")[0]) == rest[0])
             if isinstance(node, ast.Import):
@@ -291,6 +292,17 @@ def _read_arguments(arguments: ast.arguments, skip: int) -> tuple[dict[str, bool
     named = {a.arg: i < first_default for i, a in enumerate(plain) if i >= max(skip, len(arguments.posonlyargs))}
     only = {a.arg: default is None for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
     return named | only, arguments.kwarg is not None
+
+
+def _read_all(tree: ast.Module) -> list[str] | None:
+    """Return `__all__` of a module, None if it has none that is plain."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            try:
+                return list(ast.literal_eval(node.value))
+            except ValueError:
+                return None
+    return None
 
 
 def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:

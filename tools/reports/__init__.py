@@ -6,9 +6,11 @@ from __future__ import annotations
 from tools.reports.curves import plot_learning_curve
 from tools.reports.preview import write_preview
 from tools.reports.reconstruction import plot_reconstruction
+from tools.reports.statistics import measure_statistics
 from tools.reports.volumes import measure_volumes_ml
 
 __all__ = [
+    "measure_statistics",
     "measure_volumes_ml",
     "plot_learning_curve",
     "plot_reconstruction",

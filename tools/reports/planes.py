@@ -16,7 +16,8 @@ from tools.checks import read_header
 from tools.checks.volumes import read_voxels
 from tools.errors import GeometryMismatchError
 from tools.reports.colours import pick_colour
-from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, get_unit_mm, read_labels
+from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, read_labels
+from tools.scans import get_unit_mm
 
 _OUTLINE_PX = 2
 _SUPERSAMPLING = 2  # smooths the outlines; edges of large voxels stay sharp

@@ -11,9 +11,7 @@ import numpy as np
 
 from tools.checks.volumes import read_header, read_voxels
 from tools.errors import LabelValueError
-
-# spatial codes 1 (metre) and 3 (micron) of NIfTI's xyzt_units; files that leave the unit unknown (0) mean mm too
-_UNIT_MM = {1: 1e3, 3: 1e-3}
+from tools.scans import get_unit_mm
 
 
 def measure_volumes_ml(segmentation_path: str | Path, labels: Sequence[str]) -> dict[str, float]:
@@ -74,8 +72,3 @@ def convert_to_ml(counts: np.ndarray, image: nib.Nifti1Image) -> np.ndarray:
     """Return the volumes in mL of numbers of voxels of `image`, rounded to 0.001."""
     voxel_mm3 = abs(np.linalg.det(image.affine[:3, :3])) * get_unit_mm(image) ** 3
     return np.round(counts * voxel_mm3 / 1e3, 3)
-
-
-def get_unit_mm(image: nib.Nifti1Image) -> float:
-    """Return the length in mm of the unit of the affine, which the NIfTI header states as `xyzt_units`."""
-    return _UNIT_MM.get(int(image.header["xyzt_units"]) & 0b111, 1.0)  # the higher bits are the unit of time

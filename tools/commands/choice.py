@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models were made for a scan, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.models import Model
+from tools.scans import ScanFacts
+
+_SMALLEST, _LARGEST = 0.6, 1.5  # of the extent of what a model has seen
+
+
+def fits(model: Model, scan: ScanFacts) -> str | None:
+    """Return why a model is not made for a scan, None if it is, as far as header and intensities tell."""
+    modality = model.card.get("modality", "not stated")
+    if modality in ("CT", "MR") and modality != scan.modality:
+        return f"is for {modality}, and the intensities look like {scan.modality}"
+    if len(scan.shape) > 3 and np.prod(scan.shape[3:]) != model.config.get("in_channels", 1):
+        return f"takes {model.config.get('in_channels', 1)} volumes in a file, and there are {np.prod(scan.shape[3:])}"
+    extent = model.card.get("extent_mm")
+    if extent is None:
+        return None
+    low, high = np.array(extent[0]) * _SMALLEST, np.array(extent[1]) * _LARGEST
+    size = np.array(scan.extent_mm)
+    if (size < low).any() or (size > high).any():
+        return f"has seen scans of {_span(*extent)} mm, and this one has {' x '.join(f'{x:.0f}' for x in size)}"
+    return None
+
+
+def choose_model(models: Sequence[Model], scan: ScanFacts) -> tuple[Model | None, str]:
+    """Return the model for a scan and why it is that one, or None and what each model needs.
+
+    Of several for the same structures that fit, the one with the highest Dice is taken.
+
+    Args:
+        models: to choose from.
+        scan: the scan.
+    """
+    reasons = {model.name: fits(model, scan) for model in models}
+    fitting = [model for model in models if reasons[model.name] is None]
+    if fitting and len({tuple(model.structures) for model in fitting}) == 1:
+        best = max(fitting, key=lambda model: model.dice or 0)
+        others = [model.name for model in fitting if model is not best]
+        measured = f", Dice {best.dice:.3f}" if best.dice else ""
+        beside = f"; --model takes another: {', '.join(others)}" if others else ""
+        return best, f"{best.name}: {describe_need(best)}{measured}{beside}"
+    told = [
+        f"{model.name} ({describe_need(model)})"
+        if reasons[model.name] is None
+        else f"{model.name} {reasons[model.name]}"
+        for model in models
+    ]
+    return None, "; ".join(told)
+
+
+def describe_need(model: Model) -> str:
+    """Return in a few words what a model segments in which scans."""
+    structures = model.structures
+    named = ", ".join(structures[:5]) + (f" and {len(structures) - 5} more" if len(structures) > 5 else "")
+    extent = model.card.get("extent_mm")
+    return f"{named} in {model.card.get('modality', '?')}" + (f" of {_span(*extent)} mm" if extent else "")
+
+
+def _span(low: Sequence[float], high: Sequence[float]) -> str:
+    """Spell an extent to the right, front and head, such as 31-43 x 40-59 x 24-47."""
+    return " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))

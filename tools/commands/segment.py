@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`segment`: scans in, segmentations out, by the `inference.yaml` of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tools.bundles import run_bundle
+from tools.commands.choice import choose_model
+from tools.datasets import list_scans
+from tools.datasets.scans import make_absolute
+from tools.errors import ConfigValueError
+from tools.files import write_json
+from tools.models import Model, find_model, list_models
+from tools.scans import read_facts
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    inputs: Sequence[str],
+    output_dir: str | Path,
+    model: str | None = None,
+    device: str = "auto",
+    roi_subset: Sequence[str] = (),
+    save_probabilities: bool = False,
+    statistics: bool = False,
+    preview: bool = True,
+    report: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Callable[[], int]:
+    """Return what segments scans, a function that returns the exit status of the run: 0, or 1 if some failed.
+
+    Args:
+        inputs: scans and folders of scans.
+        output_dir: folder of the results.
+        model: its name or place; None: the one that was made for such scans.
+        device: auto, cpu, cuda, cuda:N; gpu is cuda.
+        roi_subset: names of the structures to keep; none: all.
+        save_probabilities: write those, too.
+        statistics: write volume, mean intensity and whether the border cuts a structure off.
+        preview: draw a picture of each result.
+        report: a JSON file about the run.
+        overwrite: segment again what is done already.
+        quiet: print what went wrong only.
+
+    Raises:
+        ToolsError: if the call cannot be understood; nothing is written then.
+    """
+    scans, start = list_inputs(inputs), time.monotonic()
+    chosen = find_model(model) if model is not None else choose_for(scans)
+    output = make_absolute(output_dir)
+    if output.is_file():
+        raise ConfigValueError("--output", f"the file {output}", "a folder for the results", "give another name")
+    overrides: dict[str, Any] = {"datalist": scans, "output_dir": output, **point_to(chosen)}
+    if len(inputs) == 1:
+        overrides = {"dataset_dir": make_absolute(inputs[0])} | overrides
+        del overrides["datalist"]
+    if device != "auto":
+        overrides["device"] = device.replace("gpu", "cuda")
+    if roi_subset:
+        overrides["structures"] = match_names(roi_subset, chosen)
+    asked = {"save_probabilities": save_probabilities, "statistics": statistics, "overwrite": overwrite}
+    overrides |= {key: True for key, value in asked.items() if value}
+    if not preview:
+        overrides["preview"] = False
+
+    def run() -> int:
+        with _show(quiet) as stream:
+            status = run_bundle(chosen.list_configs("inference"), overrides, stream, chosen.bundle)
+        if report is not None:
+            write_report(make_absolute(report), output, chosen, scans, time.monotonic() - start)
+        return status
+
+    return run
+
+
+def list_inputs(inputs: Sequence[str]) -> list[str]:
+    """Return the scans of files and folders, each once."""
+    if not inputs:
+        raise ConfigValueError("--input", "nothing", "a scan or a folder of scans", "give -i SCAN_OR_FOLDER")
+    found = [entry["image"] for place in inputs for entry in list_scans(place)]
+    return list(dict.fromkeys(found))
+
+
+def choose_for(scans: Sequence[str]) -> Model:
+    """Return the model that was made for such a scan as the first one is.
+
+    Raises:
+        ConfigValueError: if there is none, or some for different structures; it lists what each needs.
+    """
+    model, why = choose_model(list_models(), read_facts(scans[0]))
+    if model is None:
+        raise ConfigValueError(
+            "--model", f"none for {Path(scans[0]).name} that fits alone ({why})", "one", "give --model"
+        )
+    logger.info("model %s", why)
+    return model
+
+
+def point_to(model: Model) -> dict[str, Any]:
+    """Return the overrides that a model needs where it is not where its overlay says."""
+    overrides: dict[str, Any] = {}
+    said = model.config.get("checkpoint", "")
+    if not str(said).startswith("$") and Path(str(said)) != model.checkpoint:
+        overrides["checkpoint"] = model.checkpoint
+    if model.config.get("bundle_root") not in (".", str(model.bundle)):
+        overrides["bundle_root"] = model.bundle
+    return overrides
+
+
+def match_names(names: Sequence[str], model: Model) -> list[str]:
+    """Return structures as the model spells them; letter case and `_` for a blank do not count.
+
+    Raises:
+        ConfigValueError: if it has none of that name.
+    """
+    known = {_fold(name): name for name in model.structures}
+    for name in names:
+        if _fold(name) not in known:
+            near = difflib.get_close_matches(_fold(name), known, n=1)
+            remedy = f"write {known[near[0]]}" if near else "choose among those"
+            wanted = f"one or more of {', '.join(model.structures)}, which {model.name} segments"
+            raise ConfigValueError("--roi_subset", repr(name), wanted, remedy)
+    return [known[_fold(name)] for name in names]
+
+
+def write_report(path: Path, output: Path, model: Model, scans: Sequence[str], seconds: float) -> None:
+    """Write what was done as JSON, for programs."""
+    run = json.loads((output / "run.json").read_text(encoding="utf-8")) if (output / "run.json").is_file() else {}
+    done: Mapping[str, Any] = {name: scan for name, scan in run.get("scans", {}).items() if scan["state"] == "done"}
+    content = {
+        "model": model.name,
+        "device": run.get("device"),
+        "input": list(scans),
+        "output": str(output),
+        "classes": run.get("labels"),
+        "runtime_seconds": round(seconds, 1),
+        "output_files": [str(output / scan["segmentation"]) for scan in done.values()],
+        "failed": {name: scan["reason"] for name, scan in run.get("scans", {}).items() if scan["state"] == "failed"},
+    }
+    write_json(path, content)
+
+
+def _fold(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+@contextlib.contextmanager
+def _show(quiet: bool) -> Iterator[BinaryIO | None]:
+    """Give the place of what the run prints: None, the screen, or a file of which the errors are shown at the end."""
+    if not quiet:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        text = file.read().decode(errors="replace")
+        sys.stderr.write("".join(f"{line}\n" for line in text.splitlines() if line.startswith("Error: ")))
