@@ -10,6 +10,7 @@ from typing import Any
 
 import fire
 import pytest
+from monai.bundle import ConfigParser
 
 from tools import bundles
 from tools.bundles import choose_model, make_command, run_bundle
@@ -42,7 +43,6 @@ def read_by_fire(overrides: dict[str, Any]) -> dict[str, Any]:
         "0035",
         "True",
         "[1, 2]",
-        "a#b",
         'it\'s "so"',
         "$@bundle_root + '/models/model.pt'",
         "@seed",
@@ -59,6 +59,14 @@ def test_every_override_keeps_its_value_and_type(value):
     (read,) = read_by_fire({"train#key": value}).values()
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("value", ["/data/scans#2", "/it's#here/\\x", Path("/a#b#c")])
+def test_a_path_with_the_separator_of_ids_reaches_the_config_as_it_is(value):
+    parser = ConfigParser({})
+    parser.update(read_by_fire({"place": value, "places": [value]}))
+    assert parser.get_parsed_content("place") == str(value)
+    assert parser.get_parsed_content("places") == [str(value)]
 
 
 def test_what_the_command_line_would_lose_becomes_an_expression():

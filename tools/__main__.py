@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,6 +53,19 @@ class BundleName(click.ParamType):
         return value
 
 
+class DeviceName(click.ParamType):
+    """Where the network runs, in the words of PyTorch; `gpu` is `cuda`."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
+        """Return the name as PyTorch spells it; end with status 2 if it is none."""
+        name = value.lower().replace("gpu", "cuda")
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is None:
+            self.fail(f"found {value!r}, wanted auto, cpu, cuda or cuda:N.", param, context)
+        return name
+
+
 class Names(click.ParamType):
     """Names or paths, separated by commas."""
 
@@ -91,6 +105,13 @@ def report_wrong_call() -> Iterator[None]:
         sys.exit(2)
 
 
+def print_json(content: Any) -> None:
+    """Print what a program reads."""
+    import json
+
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
 def end(status: int) -> None:
     """End the program with this status, unless all went well."""
     if status:
@@ -116,7 +137,7 @@ def tools() -> None:
 @click.option("-i", "--input", "inputs", multiple=True, metavar="PATH...", help="Scans and folders of scans.")
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="Where the results go.")
 @click.option("-m", "--model", metavar="MODEL", help="See `models`; default: the one that was made for such scans.")
-@click.option("-d", "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-d", "--device", type=DeviceName(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-rs", "--roi_subset", multiple=True, metavar="NAME...", help="Keep only these structures.")
 @click.option("--save_probabilities", is_flag=True, help="Write <scan>_prob.nii.gz, a volume per class.")
 @click.option("--statistics", is_flag=True, help="Write statistics.json: mm3, mean intensity, cut off by the border?")
@@ -140,6 +161,76 @@ def segment(paths: Sequence[str], inputs: Sequence[str], output: str, verbose: b
             logging.getLogger().setLevel(logging.DEBUG)
         run = prepare([*inputs, *paths], output, **options)
     end(run())
+
+
+@tools.command(cls=ManyValues)
+@click.argument("dataset")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the run, which is a model then.")
+@click.option("-m", "--model", "bundle", type=BundleName(), default="unetr_btcv", show_default=True, help="The bundle.")
+@click.option("--card", metavar="NAME_OR_FILE", help="What the data are: a name in tools/datasets/, or such a file.")
+@click.option("--labels", multiple=True, metavar="NAME...", help="Names of the values 0, 1, 2, ..., background first.")
+@click.option("--pretrained", metavar="NAME_OR_FILE", help="Start from: a file, a name of `weights list`, a model.")
+@click.option("--resume", is_flag=True, help="Go on from last.pt, exactly where it stood.")
+@click.option("--epochs", type=click.IntRange(min=1), help="How many; default: those of the recipe, or 4000 steps.")
+@click.option("-d", "--device", type=DeviceName(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--config_file", "config_files", multiple=True, metavar="FILE...", help="Overlays, merged last.")
+def train(dataset: str, output: str, **options: Any) -> None:
+    """Train a bundle on DATASET, a folder with dataset.json, or with imagesTr/ and labelsTr/.
+
+    What the data are is said by --card, by card.yaml in that folder, or is read from dataset.json and the scans.
+
+    Status: 0 trained, 1 the training failed, 2 the call was wrong.
+    """
+    with report_wrong_call():
+        from tools.commands.train import prepare_training
+
+        run = prepare_training(dataset, output, **options)
+    end(run())
+
+
+@tools.command()
+@click.argument("dataset")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="See `models`, or the folder of a training.")
+@click.option("-o", "--output", metavar="FOLDER", help="Of evaluation.json; default: beside the training, or runs/.")
+@click.option("-d", "--device", type=DeviceName(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--mirroring", is_flag=True, help="Mean over the scan and its mirror images.")
+def evaluate(dataset: str, model: str, output: str | None, device: str, mirroring: bool) -> None:
+    """Measure the Dice of a model on the validation list of DATASET, per case and class.
+
+    Status: 0 measured, 1 the evaluation failed, 2 the call was wrong.
+    """
+    with report_wrong_call():
+        from tools.commands.train import prepare_evaluation
+
+        run = prepare_evaluation(model, dataset, output, device, mirroring)
+    end(run())
+
+
+@tools.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def models(as_json: bool) -> None:
+    """List the models that are here, and the public weights that can be fetched."""
+    from tools.commands import info
+
+    if as_json:
+        print_json({"models": info.describe_models(), "weights": info.list_public_weights()})
+    else:
+        print(f"\n{info.format_models()}")
+
+
+@tools.command("info")
+@click.argument("place", metavar="FILE_OR_MODEL")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def describe(place: str, as_json: bool) -> None:
+    """Tell what a scan, a model or a checkpoint is, what is odd, and what fits."""
+    with report_wrong_call():
+        from tools.commands import info
+
+        content = info.describe(place)
+    if as_json:
+        print_json(content)
+    else:
+        print(f"\n{info.format_description(content)}")
 
 
 @tools.command()

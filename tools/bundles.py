@@ -149,9 +149,11 @@ def _spell(key: str, value: object) -> str:
 
 
 def _make_literal(value: object) -> object:
-    """Replace what the command line loses, null (MONAI drops it) and infinity, by expressions of MONAI."""
+    """Replace what the command line loses, null (MONAI drops it), infinity and `#`, by expressions of MONAI."""
     if isinstance(value, Path):
-        return str(value)
+        value = str(value)
+    if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
+        return "$" + repr(value).replace("#", "\\x23")  # MONAI takes it for the separator of ids, in values, too
     if isinstance(value, Mapping):
         return {name: _make_literal(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):

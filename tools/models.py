@@ -55,6 +55,17 @@ class Model:
             values |= read_config(path)
         return values
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What must be told beside its configs where it is not where its overlay says: `checkpoint`, `bundle_root`."""
+        found: dict[str, Any] = {}
+        said = str(self.config.get("checkpoint", ""))
+        if not said.startswith("$") and Path(said) != self.checkpoint:
+            found["checkpoint"] = self.checkpoint
+        if self.config.get("bundle_root") not in (".", str(self.bundle)):
+            found["bundle_root"] = self.bundle
+        return found
+
     @cached_property
     def card(self) -> dict[str, Any]:
         """What is known of the data that it was trained on: `title`, `modality`, `licence`, `extent_mm`, ..."""
@@ -122,7 +133,7 @@ def find_model(name: str, option: str = "--model") -> Model:
     if len(chosen) > 1:
         names = ", ".join(model.name for model in chosen)
         raise ConfigValueError(option, repr(name), "the name of one model", f"give one of {names}")
-    if path.is_dir():
+    if path.is_dir() and name.strip():
         return _read_folder(path.absolute(), name)
     if path.is_file() and path.suffix.lower() == ".zip":
         return _read_folder(_unpack_once(path), name)

@@ -11,10 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from processes import explain, run_module
 from products import sample
 from table import TRAININGS
 
+from tools.__main__ import tools
 from tools.bundles import BUNDLES
 
 # what all bundles share of a training's life: of two of them in each commit
@@ -40,16 +42,19 @@ def test_a_run_leaves_its_record_its_curve_and_both_checkpoints(trained):
 
 
 @pytest.mark.numeric
-def test_evaluation_and_inference_of_the_best_epoch_compute_what_training_did(trained, tmp_path):
-    checkpoint = {"checkpoint": str(trained.folder / "best.pt")}
-    options = {"dataset_dir": str(trained.dataset), "output_dir": str(tmp_path / "evaluation")}
-    trained.bundle.run("train", "evaluate", **options, **checkpoint)
+@pytest.mark.costs(processes=2)
+@pytest.mark.usefixtures("commands_in_forks")
+def test_the_folder_of_a_training_is_its_model_for_evaluation_and_inference(trained, tmp_path):
+    model = ["-m", str(trained.folder)]  # and no key of the training typed again
+    done = CliRunner().invoke(tools, ["evaluate", str(trained.dataset), *model, "-o", str(tmp_path / "evaluation")])
+    assert done.exit_code == 0, done.output
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert evaluation["mean"] == pytest.approx(trained.record["best"]["dice"], abs=1e-4)
     assert list(evaluation["per_case"]) == ["case_4.nii.gz", "case_5.nii.gz"]
 
     scan = trained.dataset / "imagesTr" / "case_4.nii.gz"
-    trained.bundle.run("inference", datalist=[str(scan)], output_dir=str(tmp_path / "out"), **checkpoint)
+    done = CliRunner().invoke(tools, ["segment", "-i", str(scan), "-o", str(tmp_path / "out"), *model])
+    assert done.exit_code == 0, done.output
     image = nib.load(tmp_path / "out" / "case_4_seg.nii.gz")
     assert image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(image.affine, nib.load(scan).affine)

@@ -45,7 +45,7 @@ def prepare(
         inputs: scans and folders of scans.
         output_dir: folder of the results.
         model: its name or place; None: the one that was made for such scans.
-        device: auto, cpu, cuda, cuda:N; gpu is cuda.
+        device: auto, cpu, cuda, cuda:N.
         roi_subset: names of the structures to keep; none: all.
         save_probabilities: write those, too.
         statistics: write volume, mean intensity and whether the border cuts a structure off.
@@ -62,12 +62,12 @@ def prepare(
     output = make_absolute(output_dir)
     if output.is_file():
         raise ConfigValueError("--output", f"the file {output}", "a folder for the results", "give another name")
-    overrides: dict[str, Any] = {"datalist": scans, "output_dir": output, **point_to(chosen)}
+    overrides: dict[str, Any] = {"datalist": scans, "output_dir": output, **chosen.overrides}
     if len(inputs) == 1:
         overrides = {"dataset_dir": make_absolute(inputs[0])} | overrides
         del overrides["datalist"]
     if device != "auto":
-        overrides["device"] = device.replace("gpu", "cuda")
+        overrides["device"] = device
     if roi_subset:
         overrides["structures"] = match_names(roi_subset, chosen)
     asked = {"save_probabilities": save_probabilities, "statistics": statistics, "overwrite": overwrite}
@@ -106,17 +106,6 @@ def choose_for(scans: Sequence[str]) -> Model:
         )
     logger.info("model %s", why)
     return model
-
-
-def point_to(model: Model) -> dict[str, Any]:
-    """Return the overrides that a model needs where it is not where its overlay says."""
-    overrides: dict[str, Any] = {}
-    said = model.config.get("checkpoint", "")
-    if not str(said).startswith("$") and Path(str(said)) != model.checkpoint:
-        overrides["checkpoint"] = model.checkpoint
-    if model.config.get("bundle_root") not in (".", str(model.bundle)):
-        overrides["bundle_root"] = model.bundle
-    return overrides
 
 
 def match_names(names: Sequence[str], model: Model) -> list[str]:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bundles import CARDS, locate_bundle, locate_card, run_bundle
+from tools.bundles import locate_bundle, locate_card, run_bundle
 from tools.catalogue import read_catalogue
-from tools.commands.segment import point_to
 from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
 from tools.datasets.datalists import locate_source
@@ -90,7 +89,7 @@ def prepare_training(
     if epochs is not None:
         overrides |= {"epochs": epochs} | _scale_intervals(epochs)
     if device != "auto":
-        overrides["device"] = device.replace("gpu", "cuda")
+        overrides["device"] = device
 
     def go() -> int:
         if values is not None:
@@ -143,12 +142,12 @@ def prepare_evaluation(
     overrides: dict[str, Any] = {
         "dataset_dir": locate_source(dataset),
         "output_dir": make_absolute(output or default),
-        **point_to(chosen),
+        **chosen.overrides,
     }
     if mirroring:
         overrides["mirroring"] = True
     if device != "auto":
-        overrides["device"] = device.replace("gpu", "cuda")
+        overrides["device"] = device
     return lambda: run_bundle(chosen.list_configs("train", "evaluate"), overrides, folder=chosen.bundle)
 
 
@@ -254,9 +253,9 @@ def find_weights(name: str, bundle: str) -> Path:
 
 def _list_overlays(root: Path, card: Path) -> list[Path]:
     """Return a card and the bundle's recipe for it, if there is one."""
-    name = read_config(card).get("card", {}).get("recipe", card.stem)
+    name = (read_config(card).get("card") or {}).get("name")
     recipe = root / "configs" / "recipes" / f"{name}.yaml"
-    return [card, recipe] if recipe.is_file() and (card.parent == CARDS or name != card.stem) else [card]
+    return [card, recipe] if recipe.is_file() else [card]
 
 
 def _scale_intervals(epochs: int) -> dict[str, int]:

@@ -168,7 +168,13 @@ class ScanSegmenter:
                     "give another folder, or list the scans with --datalist",
                 )
 
-    def _segment(self, name: str, path: str) -> dict[str, Any]:
+    def segment(self, name: str, path: str | Path) -> dict[str, float]:
+        """Segment one scan, write the result as that of `name`, and return the seconds of each stage.
+
+        Raises:
+            ToolsError: the reason why it cannot be segmented.
+        """
+        path = str(path)
         seconds: dict[str, float] = {}
         data: dict[str, Any] = {"image": path, "name": name}
         with _time(seconds, "read"):
@@ -181,6 +187,10 @@ class ScanSegmenter:
             data = self.postprocessing(data, end=self._last_writer)
         with _time(seconds, "write"):
             self.postprocessing(data, start=self._last_writer)
+        return seconds
+
+    def _segment(self, name: str, path: str) -> dict[str, Any]:
+        seconds = self.segment(name, path)
         segmentation_path = self.writer.locate(name)
         with _time(seconds, "report"):
             volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
