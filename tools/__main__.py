@@ -260,18 +260,32 @@ def publish(bundle: str, card: str, checkpoint: str, recipe: str, dataset_dir: s
 
 
 @tools.command()
-@click.argument("bundle", type=BundleName())
+@click.argument("model")
 @click.option(
     "--dataset", metavar="NAME_OR_FILE", help="A card or a file like one; default: that of the committed model."
 )
 @click.option("--weights", metavar="FILE", help="A checkpoint in any layout; default: the committed model of the card.")
 @click.option("--out", default="exports", show_default=True, help="Folder of the zip and its SHA-256.")
 @click.option("--patch_merging", default="auto", show_default=True, help=PATCH_MERGING_HELP)
-def export(bundle: str, dataset: str | None, weights: str | None, out: str, patch_merging: str) -> None:
-    """Write a bundle and a model of it as a zip that needs nothing of this repository."""
+def export(model: str, dataset: str | None, weights: str | None, out: str, patch_merging: str) -> None:
+    """Write a model as a zip that needs nothing of this repository.
+
+    MODEL is a bundle, a model that `models` lists, or the folder of a training.
+    """
+    if model in list_bundles():
+        from tools import release
+
+        print(f"\n{release.export(model, dataset, weights, out, patch_merging)}")
+        return
+    with report_wrong_call():
+        from tools.models import find_model
+
+        if dataset is not None or weights is not None:
+            raise click.UsageError(f"--dataset and --weights go with a bundle; {model} is a model, which has both.")
+        found = find_model(model, "MODEL")
     from tools import release
 
-    print(f"\n{release.export(bundle, dataset, weights, out, patch_merging)}")
+    print(f"\n{release.export_model(found, out, patch_merging)}")
 
 
 @tools.command()
@@ -399,7 +413,12 @@ def install_labelling() -> None:
 
 @label.command("start")
 @click.argument("studies")
-@click.option("--bundles", required=True, type=Names(), help="Bundles of this repository, or zips or folders of any.")
+@click.option(
+    "--bundles",
+    required=True,
+    type=Names(),
+    help="Bundles of this repository, trainings, zips or folders.",
+)
 @click.option("--dataset", metavar="NAME", help="Of this repository's bundles; default: that of their committed model.")
 @click.option("--app", default="runs/label", show_default=True, help="Folder of the server, and of what is trained.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Where the server listens.")

@@ -22,6 +22,7 @@ from tools.errors import ConfigValueError, MissingFileError
 from tools.files import compute_sha256
 
 RUN_OVERLAY = "model.yaml"  # what a training leaves
+CARD_KEYS = ("title", "modality", "licence", "source", "citation")  # of the data that a model was trained on
 HUB = "hf://"
 _WEIGHTS = ("best.pt", "last.pt")
 

@@ -18,6 +18,7 @@ from table import TRAININGS
 
 from tools.__main__ import tools
 from tools.bundles import BUNDLES
+from tools.labelling.models import place_bundles
 
 # what all bundles share of a training's life: of two of them in each commit
 sampled = pytest.mark.parametrize("trained", sample(TRAININGS, "unetr_btcv", "swin_unetr_ssl"), indirect=True)
@@ -66,6 +67,29 @@ def test_the_folder_of_a_training_is_its_model_for_evaluation_and_inference(trai
         overlap = 2 * np.sum(found & wanted) / (np.sum(found) + np.sum(wanted))
         assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"][name], abs=1e-4)
     assert {"case_4_seg.png", "volumes.csv", "run.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@sampled
+@pytest.mark.numeric
+@pytest.mark.costs(processes=2, exports=2, large_files=6)
+@pytest.mark.usefixtures("commands_in_forks")
+def test_the_folder_of_a_training_is_exported_and_served_as_it_is(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scan = trained.dataset / "imagesTr" / "case_4.nii.gz"
+    runner = CliRunner()
+    done = runner.invoke(tools, ["export", str(trained.folder), "--out", str(tmp_path / "exports")])
+    assert done.exit_code == 0, done.output
+    (archive,) = (tmp_path / "exports").glob("*.zip")
+    found = []
+    for number, model in enumerate((trained.folder, archive)):
+        done = runner.invoke(tools, ["segment", str(scan), "-o", str(tmp_path / str(number)), "-m", str(model)])
+        assert done.exit_code == 0, done.output
+        found.append(np.asanyarray(nib.load(tmp_path / str(number) / "case_4_seg.nii.gz").dataobj))
+    np.testing.assert_array_equal(*found)
+    (name,) = place_bundles([str(trained.folder)], tmp_path / "app")
+    config = json.loads((tmp_path / "app" / "model" / name / "configs" / "inference.json").read_text())
+    assert config["labels"] == list(TRAININGS[trained.name].small["labels"])
+    assert str(trained.folder) not in json.dumps(config)
 
 
 @sampled

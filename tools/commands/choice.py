@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tools.models import Model
-from tools.scans import ScanFacts
+
+if TYPE_CHECKING:
+    from tools.scans import ScanFacts  # which imports nibabel; a list of models needs none
 
 _SMALLEST, _LARGEST = 0.6, 1.5  # of the extent of what a model has seen
 
@@ -18,14 +20,14 @@ def fits(model: Model, scan: ScanFacts) -> str | None:
     modality = model.card.get("modality", "not stated")
     if modality in ("CT", "MR") and modality != scan.modality:
         return f"is for {modality}, and the intensities look like {scan.modality}"
-    if len(scan.shape) > 3 and np.prod(scan.shape[3:]) != model.config.get("in_channels", 1):
-        return f"takes {model.config.get('in_channels', 1)} volumes in a file, and there are {np.prod(scan.shape[3:])}"
+    wanted, found = model.config.get("in_channels", 1), math.prod(scan.shape[3:])
+    if wanted != found:
+        return f"takes {wanted} volumes in a file, and there are {found}"
     extent = model.card.get("extent_mm")
     if extent is None:
         return None
-    low, high = np.array(extent[0]) * _SMALLEST, np.array(extent[1]) * _LARGEST
-    size = np.array(scan.extent_mm)
-    if (size < low).any() or (size > high).any():
+    size = scan.extent_mm
+    if any(x < low * _SMALLEST or x > high * _LARGEST for x, low, high in zip(size, *extent, strict=True)):
         return f"has seen scans of {_span(*extent)} mm, and this one has {' x '.join(f'{x:.0f}' for x in size)}"
     return None
 

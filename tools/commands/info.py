@@ -11,7 +11,6 @@ from tools.commands.choice import fits
 from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError
 from tools.models import Model, find_model, list_models
-from tools.scans import read_facts
 from tools.tables import format_table
 
 _SCANS = (".nii", ".nii.gz")
@@ -98,6 +97,8 @@ def describe(place: str) -> dict[str, Any]:
 
 def describe_scan(path: Path) -> dict[str, Any]:
     """Return the grid of a scan, its intensities, what is odd, and which models are made for it."""
+    from tools.scans import read_facts
+
     facts = read_facts(path)
     reasons = {model.name: fits(model, facts) for model in list_models()}
     return {

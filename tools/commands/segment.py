@@ -21,7 +21,6 @@ from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError
 from tools.files import write_json
 from tools.models import Model, find_model, list_models
-from tools.scans import read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +98,8 @@ def choose_for(scans: Sequence[str]) -> Model:
     Raises:
         ConfigValueError: if there is none, or some for different structures; it lists what each needs.
     """
+    from tools.scans import read_facts
+
     model, why = choose_model(list_models(), read_facts(scans[0]))
     if model is None:
         raise ConfigValueError(

@@ -16,11 +16,10 @@ from tools.configs import read_running, select_model, write_overlay
 from tools.files import write_atomically
 from tools.handlers.training import BEST, LAST, TrainingRecord
 from tools.hardware import is_main_process
+from tools.models import CARD_KEYS, RUN_OVERLAY
 from tools.weights import read_state_dict, save_checkpoint
 
 logger = logging.getLogger(__name__)
-
-OVERLAY = "model.yaml"
 
 
 def replace_model(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -97,12 +96,11 @@ class RunModel:
         files = [self.root / "configs" / name for name in ("train.yaml", "train.json")]
         default = next((ConfigParser.load_config_file(path) for path in files if path.is_file()), None)
         values = select_model(config, default)
-        if "card" in config:
-            values["card"] = config["card"]
+        values["card"] = config.get("card") or dict.fromkeys(CARD_KEYS, "not stated")
         weights = self.output_dir.resolve() / (BEST if self.validated else LAST)
         head = (
             f"The model of this training of {self.root.name}: goes after inference.yaml, or after train.yaml and\n"
             "evaluate.yaml. `python -m tools segment`, `evaluate`, `export` and `label` take the folder that it is in."
         )
         places = {"bundle_root": str(self.root), "checkpoint": str(weights)}
-        write_overlay(self.output_dir / OVERLAY, values | places, head)
+        write_overlay(self.output_dir / RUN_OVERLAY, values | places, head)

@@ -23,7 +23,8 @@ import tools
 from tools.archives import name_bundle, unpack
 from tools.bundles import locate_bundle
 from tools.errors import BundleError, ConfigValueError
-from tools.release import export
+from tools.models import RUN_OVERLAY, find_model
+from tools.release import export, export_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def place_bundles(entries: Sequence[str], app: Path, dataset: str | None = None,
     A model that is there already stays, because it may have been trained there.
 
     Args:
-        entries: each a bundle of this repository, which is exported, or the zip or folder of any MONAI bundle.
+        entries: each a bundle of this repository or the folder of a training, which are exported, or the zip or folder
+            of any MONAI bundle.
         app: folder of the MONAI Label app.
         dataset: of the exported bundles, see `tools.release.export`.
         overwrite: replace what is there.
@@ -120,7 +122,7 @@ def _find_source(entry: str, dataset: str | None, exports: Path) -> Path:
         if not path.exists():
             wanted = f"{error.wanted}, or the zip or folder of a bundle"
             raise ConfigValueError("--bundles", repr(entry), wanted, "correct the name or path") from error
-        return path
+        return export_model(find_model(str(path)), out=exports) if (path / RUN_OVERLAY).is_file() else path
     return export(entry, dataset=dataset, out=exports)
 
 

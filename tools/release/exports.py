@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
+from tools.models import CARD_KEYS, RUN_OVERLAY, Model
 from tools.networks.patch_merging import AUTO, read_form
 from tools.release.archive import write_archive
 from tools.release.configs import merge_files, render_json
@@ -29,7 +30,6 @@ from tools.weights import load, read_state_dict
 logger = logging.getLogger(__name__)
 
 DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
-CARD_KEYS = ("title", "modality", "licence", "source", "citation")
 # configs that stand alone, and with which recipe the weights of a card were made
 ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
 
@@ -49,7 +49,8 @@ def export(
 
     Args:
         bundle: name of the bundle.
-        dataset: name of the card, or a file like one, `mine.yaml`, that may shape the network too (`network_def#...`);
+        dataset: name of the card, or a file like one, `mine.yaml`, that may shape the network too (`network_def#...`),
+            or the `model.yaml` of a training, whose folder then gives the name;
             default: that of the bundle's committed model (of several the demo's), or BTCV if `weights` are given.
         weights: a checkpoint of any layout; default: the committed model of the card.
         out: folder of the zip.
@@ -73,7 +74,8 @@ def export(
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     _check_version(root, metadata)
 
-    name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{card_path.stem}"
+    stem = card_path.parent.resolve().name if card_path.name == RUN_OVERLAY else card_path.stem
+    name = f"{bundle.removesuffix(f'_{DEFAULT_CARD}')}_{re.sub(r'[^A-Za-z0-9_]+', '_', stem)}"
     files = _merge_configs(root, card_path, overlay)
     config = _resolve(files["configs/inference.yaml"].decode())
     loaded = load(config["network_def"], weights, complete=True, patch_merging=patch_merging)
@@ -103,6 +105,21 @@ def export(
     write_archive(path, {f"{name}/{file}": content for file, content in files.items()})
     logger.info("%s: %.1f MB, %d files", path, path.stat().st_size / 1e6, len(files))
     return path
+
+
+def export_model(model: Model, out: str | Path = "exports", patch_merging: str = AUTO) -> Path:
+    """Write the zip of a committed model, or of a training by its folder, as `export` does.
+
+    Raises:
+        BundleError: if it is an exported bundle already.
+    """
+    if model.overlay is None:
+        raise BundleError(
+            model.bundle, "a bundle that stands alone", "a training, or a model of this repository", "zip it"
+        )
+    if model.overlay.name == RUN_OVERLAY:
+        return export(model.bundle.name, str(model.overlay), model.checkpoint, out, patch_merging)
+    return export(model.bundle.name, model.overlay.stem, None, out, patch_merging)
 
 
 def _read_card(path: Path) -> dict[str, str]:
@@ -145,7 +162,7 @@ def _merge_configs(root: Path, card: Path, overlay: Path, facts: Mapping[str, An
             files[file] = path.read_bytes()
             continue
         # label_map: label files of an exported bundle have the numbers of its segmentations, as MONAI Label saves them
-        overlays, omit = [card], ["card", "checkpoint", "label_map"]
+        overlays, omit = [card], ["card", "checkpoint", "label_map", "bundle_root"]
         changes = dict(facts or {}) if path.stem in ("inference", "train") else {}
         if path.stem == "inference":
             overlays += [overlay] if overlay.is_file() and card.parent == CARDS else []
