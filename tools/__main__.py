@@ -447,11 +447,11 @@ def start_labelling(
     labelling.start(studies, bundles, dataset, app, port, host, overwrite, hostname, follow_links)
 
 
-def main() -> None:
+def main(program: str = "python -m tools") -> None:
     """Run the command line; errors in the input end it with one sentence and status 1, a wrong call with status 2."""
     report_plainly()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    tools(prog_name="python -m tools")
+    tools(prog_name=program)
 
 
 if __name__ == "__main__":

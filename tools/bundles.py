@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLES = REPOSITORY / "bundles"
+if not BUNDLES.is_dir():  # installed from a wheel, which has them inside
+    BUNDLES = Path(__file__).resolve().parent / "_bundles"
 CARDS = Path(__file__).resolve().parent / "datasets"
 DEMO_CARD = "msd04_hippocampus"  # the first choice among several committed models: its scans are the smallest
 

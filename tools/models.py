@@ -214,7 +214,7 @@ def _unpack_once(path: Path) -> Path:
 
 def _find_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "transformer-seg-bundles"
+    return Path(base) / "voxseg"
 
 
 def _download(name: str) -> Path:

@@ -188,7 +188,7 @@ def test_a_file_is_downloaded_with_its_folder(site, path):
     assert download(site.url, path, size_bytes=len(CONTENT), hash_val=SHA256) == path
     assert path.read_bytes() == CONTENT
     assert list_names(path) == ["a.bin"]  # no part, no note, no lock
-    assert "transformer-seg-bundles" in site.log[0].headers["User-Agent"]
+    assert "voxseg" in site.log[0].headers["User-Agent"]
     assert "Range" not in site.log[0].headers
 
 

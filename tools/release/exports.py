@@ -9,6 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tools.weights import load, read_state_dict
 
 logger = logging.getLogger(__name__)
 
+PINS = REPOSITORY / "requirements.txt"
 DEFAULT_CARD = "btcv"  # written out in the configs of every bundle
 # configs that stand alone, and with which recipe the weights of a card were made
 ALONE = {"inference": "", "train": "{card}", "pretrain": "{card}_pretrain"}
@@ -71,7 +73,7 @@ def export(
     if not weights.is_file():
         remedy = "give --weights FILE, or --dataset with the name of a committed model"
         raise MissingFileError(weights, "no such file", f"weights for {dataset}", remedy)
-    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata = _state_versions(json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8")))
     _check_version(root, metadata)
 
     stem = card_path.parent.resolve().name if card_path.name == RUN_OVERLAY else card_path.stem
@@ -135,9 +137,11 @@ def _read_card(path: Path) -> dict[str, str]:
 
 
 def _check_version(root: Path, metadata: Mapping[str, Any]) -> None:
-    version = metadata["version"]
-    headings = re.findall(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    for where, known in ((f"{root.name}/configs/metadata.json", metadata["changelog"]), ("CHANGELOG.md", headings)):
+    version, changes = metadata["version"], REPOSITORY / "CHANGELOG.md"
+    places = [(f"{root.name}/configs/metadata.json", metadata["changelog"])]
+    if changes.is_file():  # a wheel has none
+        places.append((changes.name, re.findall(r"^## (\S+)", changes.read_text(encoding="utf-8"), re.MULTILINE)))
+    for where, known in places:
         if version not in known:
             wanted = "an entry for it in the changelog"
             raise ConfigValueError(where, f"version {version} without an entry", wanted, "write what has changed")
@@ -225,8 +229,22 @@ def _pack(state: Mapping[str, torch.Tensor], weights: Path) -> bytes:
     return buffer.getvalue()
 
 
+def _state_versions(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata with the versions that are installed, where no requirements.txt pins them: in a wheel."""
+    if PINS.is_file():
+        return metadata
+    packages = {name: version(name) for name in metadata["required_packages_version"]}
+    core = {"monai_version": version("monai"), "numpy_version": version("numpy")}
+    core["pytorch_version"] = version("torch").partition("+")[0]
+    return metadata | core | {"required_packages_version": packages}
+
+
 def _list_requirements() -> str:
-    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    """Return the pins of requirements.txt; from a wheel, which has none, the versions that are installed."""
+    if not PINS.is_file():
+        names = sorted(re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in requires("voxseg") or ())
+        return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in names)
+    lines = PINS.read_text(encoding="utf-8").splitlines()
     return "".join(f"{line}\n" for line in lines if not line.startswith("-e"))
 
 

@@ -253,7 +253,7 @@ def _refuse_other_content(order: _Order, content_type: str, first: bytes, total_
 
 def _open(order: _Order, asked: dict[str, str]) -> Any:
     """Send a request and return the response, whatever its status."""
-    headers = {"User-Agent": f"transformer-seg-bundles/{__version__}", **asked}
+    headers = {"User-Agent": f"voxseg/{__version__}", **asked}
     try:
         request = urllib.request.Request(order.place, headers=headers)
         for name, value in order.headers.items():
