@@ -49,12 +49,7 @@ def choose_model(models: Sequence[Model], scan: ScanFacts) -> tuple[Model | None
         measured = f", Dice {best.dice:.3f}" if best.dice else ""
         beside = f"; --model takes another: {', '.join(others)}" if others else ""
         return best, f"{best.name}: {describe_need(best)}{measured}{beside}"
-    told = [
-        f"{model.name} ({describe_need(model)})"
-        if reasons[model.name] is None
-        else f"{model.name} {reasons[model.name]}"
-        for model in models
-    ]
+    told = [f"{model.name} {reasons[model.name] or f'fits: {describe_need(model)}'}" for model in models]
     return None, "; ".join(told)
 
 

@@ -117,7 +117,10 @@ def export_model(model: Model, out: str | Path = "exports", patch_merging: str =
     """
     if model.overlay is None:
         raise BundleError(
-            model.bundle, "a bundle that stands alone", "a training, or a model of this repository", "zip it"
+            model.bundle,
+            "a bundle that stands alone already",
+            "a training, or a model of this repository",
+            "zip its folder",
         )
     if model.overlay.name == RUN_OVERLAY:
         return export(model.bundle.name, str(model.overlay), model.checkpoint, out, patch_merging)

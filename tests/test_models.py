@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models are found by names and places, know what they are for, and are not confused with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.bundles import BUNDLES
+from tools.commands.choice import choose_model, describe_need, fits
+from tools.demonstration import EMBEDDED
+from tools.errors import BundleError, ConfigValueError, MissingFileError
+from tools.models import find_model, list_models, read_config
+from tools.release import export_model
+from tools.scans import ScanFacts, read_facts
+
+HIPPOCAMPUS = next((EMBEDDED / "msd04_hippocampus" / "imagesTr").glob("*.nii.gz"))
+HEAD = next((EMBEDDED / "openkbp_hn" / "imagesTr").glob("*.nii.gz"))
+
+
+def test_every_committed_model_is_listed_with_its_dice_and_what_it_needs():
+    models = list_models()
+    assert {model.overlay for model in models} == set(BUNDLES.glob("*/models/*.yaml"))
+    for model in models:
+        assert 0.5 < model.dice < 1
+        assert model.card["modality"] in ("CT", "MR")
+        assert len(model.card["extent_mm"]) == 2
+        assert model.structures
+        assert model.overrides == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("unetr_btcv/msd04_hippocampus", "unetr_btcv/msd04_hippocampus"),
+        ("unetr_btcv", "unetr_btcv/msd04_hippocampus"),
+        ("voco_finetune", "voco_finetune/openkbp_hn"),
+        ("swin_unetr_ssl", "swin_unetr_ssl/msd04_hippocampus"),  # that of the demonstration, of two
+    ],
+)
+def test_a_short_name_is_enough_where_it_tells_one(name, full):
+    assert find_model(name).name == full
+
+
+@pytest.mark.parametrize("name", ["openkbp_hn", "msd04_hippocampus"])
+def test_a_card_that_several_models_have_is_no_name(name):
+    with pytest.raises(ConfigValueError, match="give one of"):
+        find_model(name)
+
+
+def test_the_folder_of_a_training_may_have_moved_and_its_bundle_too(tmp_path: Path):
+    overlay = {"bundle_root": "/gone/unetr_btcv", "checkpoint": "/gone/best.pt", "labels": ["background", "a"]}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(overlay))
+    (tmp_path / "last.pt").touch()
+    model = find_model(str(tmp_path))
+    assert model.checkpoint == tmp_path / "last.pt"
+    assert model.overrides == {"checkpoint": tmp_path / "last.pt", "bundle_root": BUNDLES / "unetr_btcv"}
+    (tmp_path / "best.pt").touch()
+    assert find_model(str(tmp_path)).checkpoint == tmp_path / "best.pt", "the best epoch where there is one"
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(overlay | {"bundle_root": "/gone/nobody"}))
+    with pytest.raises(MissingFileError, match="correct bundle_root"):
+        find_model(str(tmp_path))
+
+
+def test_a_bundle_that_stands_alone_is_not_exported_again(tmp_path: Path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "configs" / "inference.json").write_text("{}")
+    (tmp_path / "models" / "model.pt").touch()
+    with pytest.raises(BundleError, match="zip its folder"):
+        export_model(find_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "3"])
+def test_a_config_that_is_no_mapping_is_refused(text, tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigValueError, match="x.yaml"):
+        read_config(tmp_path / "x.yaml")
+
+
+def make_facts(**changes: object) -> ScanFacts:
+    values = {
+        "path": Path("scan.nii.gz"),
+        "shape": (35, 50, 36),
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "orientation": "RAS",
+        "extent_mm": (35.0, 50.0, 36.0),
+        "dtype": "int16",
+        "percentiles": (0.0, 1.0, 50.0, 99.0, 100.0),
+        "modality": "MR",
+        "oddities": (),
+    }
+    return ScanFacts(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"modality": "CT"}, "is for MR, and the intensities look like CT"),
+        ({"extent_mm": (180.0, 220.0, 180.0)}, "this one has 180 x 220 x 180"),
+        ({"extent_mm": (35.0, 50.0, 5.0)}, "this one has 35 x 50 x 5"),
+        ({"shape": (35, 50, 36, 2)}, "takes 1 volumes in a file, and there are 2"),
+    ],
+)
+def test_a_model_fits_scans_like_those_that_it_has_seen(changes, reason):
+    found = fits(find_model("unetr_btcv"), make_facts(**changes))
+    assert found is None if reason is None else reason in found
+
+
+def test_of_the_models_that_fit_the_one_with_the_highest_dice_is_taken_and_the_others_are_named():
+    models = list_models()
+    for path in (HIPPOCAMPUS, HEAD):
+        facts = read_facts(path)
+        fitting = [model for model in models if fits(model, facts) is None]
+        chosen, why = choose_model(models, facts)
+        assert chosen.dice == max(model.dice for model in fitting)
+        assert all(model.name in why for model in fitting)
+        assert describe_need(chosen) in why
+
+
+def test_models_for_different_structures_are_listed_and_none_is_taken(tmp_path: Path):
+    (tmp_path / "best.pt").touch()
+    overlay = {"bundle_root": str(BUNDLES / "unetr_btcv"), "labels": ["background", "amygdala"]}
+    overlay["card"] = {"modality": "MR", "extent_mm": [[31, 40, 24], [43, 59, 47]]}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(overlay))
+    chosen, why = choose_model([find_model("unetr_btcv"), find_model(str(tmp_path))], make_facts())
+    assert chosen is None
+    assert "unetr_btcv/msd04_hippocampus fits" in why
+    assert "amygdala" in why
