@@ -76,7 +76,7 @@ def test_a_bundle_that_stands_alone_is_not_exported_again(tmp_path: Path):
 @pytest.mark.parametrize("text", ["- a", "a: [", "3"])
 def test_a_config_that_is_no_mapping_is_refused(text, tmp_path: Path):
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ConfigValueError, match="x.yaml"):
+    with pytest.raises(ConfigValueError, match=r"x\.yaml"):
         read_config(tmp_path / "x.yaml")
 
 
