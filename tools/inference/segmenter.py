@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from tools.errors import (
 )
 from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, measure_peak_memory_gb
+from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
@@ -122,8 +124,10 @@ class ScanSegmenter:
         self._protect_scans(names)
         report = self._begin_report()
         failures: dict[str, str] = {}
-        with logging_redirect_tqdm(), tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True) as bar:
-            for name, scan in zip(names, self.scans, strict=True):
+        bar = tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        start_s, num_segmented = time.monotonic(), 0
+        with logging_redirect_tqdm(), bar:
+            for number, (name, scan) in enumerate(zip(names, self.scans, strict=True), start=1):
                 bar.set_description(name)
                 source = _fingerprint(scan["image"])
                 done = report["scans"].get(name, {})
@@ -133,7 +137,12 @@ class ScanSegmenter:
                     continue
                 try:
                     entry = self._segment(name, scan["image"])
+                    num_segmented += 1
                     logger.info("%s: %.1f s, in %s", name, sum(entry["seconds"].values()), self.writer.locate(name))
+                    to_come_s = (time.monotonic() - start_s) / num_segmented * (len(self.scans) - number)
+                    if to_come_s and not sys.stderr.isatty():
+                        told = "scan %d of %d, about %s to come at the most"
+                        logger.info(told, number, len(self.scans), spell(to_come_s))
                 except Exception as error:
                     # one bad scan must not cost the others theirs; it is counted, told and ends the run with status 1.
                     # Only the reason is kept: the error would hold the volumes of the scan in its traceback
@@ -182,7 +191,7 @@ class ScanSegmenter:
         with _time(seconds, "prepare"):
             data = self.preprocessing(data, start=self._num_readers)
         with _time(seconds, "network"):
-            data["pred"] = self._predict(data["image"], path)
+            data["pred"] = self._predict(data["image"], path, name)
         with _time(seconds, "labels"):
             data = self.postprocessing(data, end=self._last_writer)
         with _time(seconds, "write"):
@@ -214,9 +223,10 @@ class ScanSegmenter:
         )  # refuses what LoadImaged would read: time series, slices, colours
         return self.preprocessing(data, end=self._num_readers)
 
-    def _predict(self, image: MetaTensor, path: str) -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
-            logits = self.inferer(image.as_tensor()[None].to(self.device), self.network)[0].float()
+    def _predict(self, image: MetaTensor, path: str, name: str) -> torch.Tensor:
+        progress = WindowProgress(self.network, name, count_passes(self.inferer, image.shape[1:]))
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp), progress as network:
+            logits = self.inferer(image.as_tensor()[None].to(self.device), network)[0].float()
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError(
                 self.checkpoint,
