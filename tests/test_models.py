@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -11,7 +17,7 @@ import yaml
 from tools.bundles import BUNDLES
 from tools.commands.choice import choose_model, describe_need, fits
 from tools.demonstration import EMBEDDED
-from tools.errors import BundleError, ConfigValueError, MissingFileError
+from tools.errors import BundleError, ConfigValueError, DownloadError, MissingFileError
 from tools.models import find_model, list_models, read_config
 from tools.release import export_model
 from tools.scans import ScanFacts, read_facts
@@ -71,6 +77,70 @@ def test_a_bundle_that_stands_alone_is_not_exported_again(tmp_path: Path):
     (tmp_path / "models" / "model.pt").touch()
     with pytest.raises(BundleError, match="zip its folder"):
         export_model(find_model(str(tmp_path)))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the Hugging Face Hub answers when a repository is fetched; `files` are its content by name."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/owner/bundle"):
+            if "/tree/" in self.path:
+                kind = {"type": "file", "oid": "0" * 40}
+                tree = [{**kind, "path": name, "size": len(content)} for name, content in self.files.items()]
+                return self.answer(json.dumps(tree).encode(), "application/json")
+            siblings = [{"rfilename": name} for name in self.files]
+            content = json.dumps({"id": "owner/bundle", "sha": self.commit, "siblings": siblings}).encode()
+            return self.answer(content, "application/json")
+        name = self.path.partition(f"/resolve/{self.commit}/")[2]
+        if name in self.files:
+            return self.answer(self.files[name], "application/octet-stream")
+        return self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, content: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", kind)
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        yield Hub
+        server.shutdown()
+
+
+@pytest.mark.parametrize("prefix", ["", "unetr_mine/"])
+def test_a_bundle_of_the_hub_is_a_model(prefix, hub, caplog):
+    hub.files = {
+        f"{prefix}configs/inference.json": b'{"labels": ["background", "a"]}',
+        f"{prefix}models/model.pt": b"x",
+    }
+    model = find_model("hf://owner/bundle")
+    assert model.structures == ["a"]
+    assert model.checkpoint.read_bytes() == b"x"
+    assert "only those that you trust" in caplog.text
+
+
+def test_a_bundle_that_the_hub_does_not_have_is_told(hub):
+    for name in ("owner/nothing", "no name at all"):
+        with pytest.raises(DownloadError, match=f"hf://{name}"):
+            find_model(f"hf://{name}")
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [", "3"])

@@ -145,7 +145,7 @@ def tools() -> None:
 @click.option("--report", metavar="FILE.json", help="Write what was done, for programs.")
 @click.option("--overwrite", is_flag=True, help="Segment again what is done already.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print how the model was chosen in detail.")
+@click.option("-v", "--verbose", is_flag=True, help="Print of each model whether it fits, and why not.")
 def segment(paths: Sequence[str], inputs: Sequence[str], output: str, verbose: bool, **options: Any) -> None:
     """Segment scans, or all scans of folders, each in its own grid.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,8 @@ from tools.archives import name_bundle, unpack
 from tools.bundles import BUNDLES, CARDS, DEMO_CARD, list_bundles
 from tools.errors import ConfigValueError, MissingFileError
 from tools.files import compute_sha256
+
+logger = logging.getLogger(__name__)
 
 RUN_OVERLAY = "model.yaml"  # what a training leaves
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")  # of the data that a model was trained on
@@ -225,11 +228,14 @@ def _download(name: str) -> Path:
     from tools.errors import DownloadError
 
     try:
-        folder = Path(snapshot_download(name))
+        # the package reads the variable only when it is imported
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+        folder = Path(snapshot_download(name, endpoint=endpoint, cache_dir=_find_cache() / "hub"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DownloadError(
             f"{HUB}{name}", reason, "a repository with a bundle", "correct the name, or try later"
         ) from error
+    logger.warning("%s%s: a bundle holds code, which is run; take only those that you trust", HUB, name)
     inner = sorted(path.parents[1] for path in folder.glob("*/configs/inference.json"))
     return inner[0] if inner and not (folder / "configs").is_dir() else folder

@@ -9,7 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from tools import api
+from tools.__main__ import tools
 from tools.bundles import BUNDLES, CARDS
 from tools.commands import train
 from tools.commands.info import describe, format_description, format_models
@@ -78,6 +82,37 @@ def test_a_dataset_is_described_from_its_scans(low, content, modality, tmp_path)
     assert values["intensity"][0]["_target_"] == {"CT": "ScaleIntensityRanged", "MR": "NormalizeIntensityd"}[modality]
     cases = len(read_datalist(folder, "training"))
     assert 4000 <= values["epochs"] * cases < 4000 + cases
+
+
+SMALL_NETWORK = {
+    **{f"network_def#{name}": value for name, value in (("feature_size", 4), ("hidden_size", 24), ("mlp_dim", 48))},
+    **{"network_def#num_heads": 3, "num_workers": 0, "batch_size": 5, "num_samples": 1},
+}
+
+
+@pytest.mark.costs(processes=4)
+@pytest.mark.usefixtures("commands_in_forks")
+def test_own_data_are_trained_on_resumed_and_segmented_without_a_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data#1", 300, labels={"0": "background", "1": "left part"})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL_NETWORK))
+    runner = CliRunner()
+    words = ["train", "data#1", "-o", "7", "--config_file", "small.yaml"]
+    done = runner.invoke(tools, [*words, "--epochs", "1"])
+    assert done.exit_code == 0, done.output
+    described = yaml.safe_load((tmp_path / "7" / "dataset.yaml").read_text())
+    model = yaml.safe_load((tmp_path / "7" / "model.yaml").read_text())
+    assert model["labels"] == ["background", "left part"]
+    assert model["roi_size"] == described["roi_size"] == [64, 64, 32]
+    assert model["card"]["title"] == described["card"]["title"].replace("#", "::")  # MONAI reads a # of any text so
+    done = runner.invoke(tools, [*words, "--epochs", "2", "--resume"])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "7" / "training.json").read_text())
+    assert len(record["epochs"]) == 2
+    done = runner.invoke(tools, ["segment", "data#1/imagesTr/case_0.nii.gz", "-o", "out", "-m", "7"])
+    assert done.exit_code == 0, done.output
+    assert nib.load(tmp_path / "out" / "case_0_seg.nii.gz").shape == (40, 50, 20)
+    assert api.read_names(nib.load(tmp_path / "out" / "case_0_seg.nii.gz")) == {0: "background", 1: "left part"}
 
 
 def test_a_card_brings_the_recipe_of_its_name_where_the_bundle_has_one():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tools.bundles import run_bundle
-from tools.commands.choice import choose_model
+from tools.commands.choice import choose_model, fits
 from tools.datasets import list_scans
 from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError
@@ -100,7 +100,10 @@ def choose_for(scans: Sequence[str]) -> Model:
     """
     from tools.scans import read_facts
 
-    model, why = choose_model(list_models(), read_facts(scans[0]))
+    models, facts = list_models(), read_facts(scans[0])
+    for model in models:
+        logger.debug("%s %s", model.name, fits(model, facts) or "fits")
+    model, why = choose_model(models, facts)
     if model is None:
         raise ConfigValueError(
             "--model", f"none for {Path(scans[0]).name} that fits alone ({why})", "one", "give --model"
