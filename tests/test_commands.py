@@ -96,6 +96,7 @@ def test_each_command_explains_itself_and_its_options(words):
         command = command.commands[word]
     assert command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))
+    assert len(help_text.output.splitlines()) <= 50, "it fits a screen"
 
 
 def test_names_are_given_with_commas():

@@ -144,6 +144,7 @@ def tools() -> None:
 @click.option("--preview/--no-preview", default=True, help="A picture of each result.  [default: yes]")
 @click.option("--report", metavar="FILE.json", help="Write what was done, for programs.")
 @click.option("--overwrite", is_flag=True, help="Segment again what is done already.")
+@click.option("--force", is_flag=True, help="Segment with a model for another modality all the same.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print of each model whether it fits, and why not.")
 def segment(paths: Sequence[str], inputs: Sequence[str], output: str, verbose: bool, **options: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tools.bundles import run_bundle
-from tools.commands.choice import choose_model, fits
+from tools.commands.choice import choose_model, describe_need, fits
 from tools.datasets import list_scans
 from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError
@@ -36,6 +36,7 @@ def prepare(
     preview: bool = True,
     report: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
     quiet: bool = False,
 ) -> Callable[[], int]:
     """Return what segments scans, a function that returns the exit status of the run: 0, or 1 if some failed.
@@ -51,6 +52,7 @@ def prepare(
         preview: draw a picture of each result.
         report: a JSON file about the run.
         overwrite: segment again what is done already.
+        force: segment with a model for another modality all the same.
         quiet: print what went wrong only.
 
     Raises:
@@ -58,6 +60,8 @@ def prepare(
     """
     scans, start = list_inputs(inputs), time.monotonic()
     chosen = find_model(model) if model is not None else choose_for(scans)
+    if model is not None and not force:
+        require_fit(chosen, scans[0])
     output = make_absolute(output_dir)
     if output.is_file():
         raise ConfigValueError("--output", f"the file {output}", "a folder for the results", "give another name")
@@ -101,8 +105,8 @@ def choose_for(scans: Sequence[str]) -> Model:
     from tools.scans import read_facts
 
     models, facts = list_models(), read_facts(scans[0])
-    for model in models:
-        logger.debug("%s %s", model.name, fits(model, facts) or "fits")
+    for known in models:
+        logger.debug("%s %s", known.name, fits(known, facts) or "fits")
     model, why = choose_model(models, facts)
     if model is None:
         raise ConfigValueError(
@@ -110,6 +114,26 @@ def choose_for(scans: Sequence[str]) -> Model:
         )
     logger.info("model %s", why)
     return model
+
+
+def require_fit(model: Model, scan: str) -> None:
+    """Refuse a model for another modality, or another number of volumes; warn of another extent.
+
+    Raises:
+        ConfigValueError: with what the model is for.
+    """
+    from tools.scans import read_facts
+
+    facts = read_facts(scan)
+    reason = fits(model, facts)
+    if reason is None:
+        return
+    if facts.modality == model.card.get("modality") and "volumes in a file" not in reason:
+        logger.warning("%s: %s %s; do not trust the result before you have looked at it", scan, model.name, reason)
+        return
+    wanted = f"a scan as it knows them ({describe_need(model)})"
+    remedy = "take another model (`models` lists them), or give --force to segment it all the same"
+    raise ConfigValueError("--model", f"{model.name}, which {reason}: {Path(scan).name}", wanted, remedy)
 
 
 def match_names(names: Sequence[str], model: Model) -> list[str]:
