@@ -128,7 +128,7 @@ def require_fit(model: Model, scan: str) -> None:
     reason = fits(model, facts)
     if reason is None:
         return
-    if facts.modality == model.card.get("modality") and "volumes in a file" not in reason:
+    if not reason.startswith(("is for", "takes")):  # the extent is a matter of degree
         logger.warning("%s: %s %s; do not trust the result before you have looked at it", scan, model.name, reason)
         return
     wanted = f"a scan as it knows them ({describe_need(model)})"
