@@ -167,7 +167,7 @@ def test_a_scan_of_another_extent_is_warned_of_and_one_of_another_modality_refus
     nib.save(image, tmp_path / "head.nii.gz")
     require_fit(find_model("unetr_btcv"), str(tmp_path / "head.nii.gz"))
     assert "has seen scans of 31-43 x 40-59 x 24-47 mm, and this one has 180 x 180 x 120" in caplog.text
-    with pytest.raises(ConfigValueError, match="is for CT, and the intensities look like MR.*--force"):
+    with pytest.raises(ConfigValueError, match=r"is for CT, and the intensities look like MR.*--force"):
         require_fit(find_model("voco_finetune"), str(tmp_path / "head.nii.gz"))
 
 
