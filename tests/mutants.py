@@ -71,7 +71,7 @@ MUTANTS = [
     # scans and data sets
     Mutant("tools/checks/pairs.py", "if shift_voxels.max() > 0.5:", "if shift_voxels.max() > 1.5:"),
     Mutant(
-        "tools/checks/volumes.py",
+        "tools/scans/nifti.py",
         "np.linalg.matrix_rank(affine[:3, :3]) < 3",
         "np.linalg.matrix_rank(affine[:3, :3]) < 2",
     ),

@@ -39,7 +39,7 @@ def test_nan_and_infinity_become_the_smallest_finite_value(caplog):
     assert filled["image"].flatten().tolist() == [3, -1000, -1000, -1000, -1000, 40]
     assert filled["other"] == "kept"
     assert torch.equal(image.nan_to_num(), before.nan_to_num()), "the input was changed in place"
-    assert "3 NaN or infinite voxels" in caplog.text
+    assert "3 voxels that are NaN, infinite or beyond 1e30" in caplog.text
 
 
 def test_a_finite_image_is_passed_on_as_it_is(caplog):
@@ -60,7 +60,7 @@ def test_half_precision_stays():
 
 def test_an_image_without_any_number_is_refused_by_name():
     image = MetaTensor(torch.full((1, 2, 2, 2), math.nan), meta={"filename_or_obj": "folder/empty.nii.gz"})
-    with pytest.raises(UnreadableScanError, match=r"^folder/empty\.nii\.gz: found only NaN"):
+    with pytest.raises(UnreadableScanError, match=r"^folder/empty\.nii\.gz: found only voxels that are NaN"):
         fill({"image": image})
 
 

@@ -127,6 +127,9 @@ def report_plainly() -> None:
     so the whole chain of causes is searched. Any other exception keeps its traceback: it is a defect.
     Under torchrun a traceback-free exit is enough too, because the hook runs in each worker process.
     """
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if sys.excepthook is not _print_sentence:
         global _previous_hook
         _previous_hook = sys.excepthook

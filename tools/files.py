@@ -50,7 +50,8 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN and infinity, which JSON lacks, become null."""
     with write_atomically(path) as temporary:
         text = json.dumps(_nullify(content), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        # a file name need not be UTF-8
+        temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def compute_sha256(path: str | Path) -> str:

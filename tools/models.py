@@ -75,6 +75,8 @@ class Model:
         """What is known of the data that it was trained on: `title`, `modality`, `licence`, `extent_mm`, ..."""
         if "card" in self.config:
             return dict(self.config["card"])
+        if self.overlay is not None and self.overlay.name == RUN_OVERLAY:
+            return {}  # not that of the bundle, which its data need not be
         card = CARDS / f"{self.overlay.stem}.yaml" if self.overlay else None
         if card and card.is_file():
             return dict(read_config(card)["card"])

@@ -9,10 +9,11 @@ import numbers
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from tools.files import write_atomically
 
+_TOLERANT: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # a file name need not be UTF-8
 _NUMBER = re.compile(r"-|[-+]?(\d+\.?\d*(e[-+]?\d+)?|inf)")
 _SMALLEST_FIXED = 5e-4  # below it, four decimals leave no digit of a learning rate
 
@@ -64,7 +65,7 @@ def write_volume_table(rows: Mapping[str, Mapping[str, float]], path: str | Path
         OSError: if the folder cannot be written.
     """
     labels = list(dict.fromkeys(label for volumes in rows.values() for label in volumes))
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as temporary, temporary.open("w", newline="", **_TOLERANT) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["scan", *(f"{'_'.join(label.split())}_ml" for label in labels)])
         for scan, volumes in rows.items():

@@ -14,11 +14,12 @@ import torch
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged, MapTransform, RandRotate90d, Spacingd
 
-from tools.checks import check_scan
 from tools.errors import UnreadableScanError
+from tools.scans.reader import ScanReader
 
 logger = logging.getLogger(__name__)
 
+_NO_DATA = 1e30  # no intensity is that large
 IN_PLANE = (0, 1)  # X and Y, the slices of a scan in RAS
 
 
@@ -35,7 +36,10 @@ def keep_image(transforms: Sequence[MapTransform]) -> list[MapTransform]:
 
 
 class LoadScand(LoadImaged):
-    """`LoadImaged` for NIfTI files that says in a sentence what is wrong with a file it cannot read."""
+    """`LoadImaged` for NIfTI files by `ScanReader` alone, which says in a sentence what is wrong with a file.
+
+    A reader that is only registered is one of several for MONAI: where it refuses a file, the others are tried.
+    """
 
     def __call__(
         self, data: Mapping[Hashable, str | Path], reader: ImageReader | None = None
@@ -46,20 +50,7 @@ class LoadScand(LoadImaged):
             MissingFileError: if a file does not exist.
             UnreadableScanError: if it is no sound NIfTI volume.
         """
-        try:
-            return super().__call__(data, reader)
-        except Exception as error:
-            for key in self.key_iterator(data):
-                check_scan(
-                    data[key], num_channels=None
-                )  # reads the file once more, and raises with what is wrong with it
-            reason = str(error.__cause__ or error).partition("\n")[0]
-            raise UnreadableScanError(
-                ", ".join(str(data[key]) for key in self.key_iterator(data)),
-                f"data that cannot be read ({reason})",
-                "a sound NIfTI volume",
-                "export it again from its source",
-            ) from error
+        return super().__call__(data, reader or ScanReader())
 
 
 class PlainSpacingd(Spacingd):
@@ -124,7 +115,9 @@ def find_square_plane(crop: torch.Tensor) -> tuple[int, int] | None:
 
 
 class FillNonFinited(MapTransform):
-    """Replace NaN and infinite voxels of an image `(C, H, W, D)` by its smallest finite value, and log how many.
+    """Replace voxels without a value of an image `(C, H, W, D)` by its smallest value, and log how many there were.
+
+    They are NaN, infinite, or beyond 1e30: programs write the largest number of float32 where there are no data.
 
     Scanners and resampling tools leave such voxels outside the field of view; one of them reaching the network
     turns every window that sees it into NaN. The smallest value is air in CT and background in MR.
@@ -139,14 +132,17 @@ class FillNonFinited(MapTransform):
         filled = dict(data)
         for key in self.key_iterator(filled):
             image = filled[key]
-            finite = torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            finite = torch.isfinite(plain) & (plain.abs() < _NO_DATA)
             count = finite.numel() - int(finite.sum())
             if count == 0:
                 continue
             name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
             if count == finite.numel():
-                raise UnreadableScanError(name, "only NaN or infinite voxels", "grey values", "export the scan again")
-            logger.warning("%s: %d NaN or infinite voxels replaced by the smallest value", name, count)
+                found = "only voxels that are NaN, infinite or beyond 1e30"
+                raise UnreadableScanError(name, found, "grey values", "export the scan again")
+            told = "%s: %d voxels that are NaN, infinite or beyond 1e30, as for no data, replaced by the smallest value"
+            logger.warning(told, name, count)
             filled[key] = torch.where(finite, image, image[finite].min())
         return filled
 

@@ -257,13 +257,6 @@ def test_a_scan_that_is_gone_is_told_by_name(write_phantom, make_segmenter, tmp_
     assert (tmp_path / "out" / "there_seg.nii.gz").is_file()
 
 
-def test_a_reader_that_fails_on_a_sound_file_is_told_as_such(write_phantom, make_segmenter):
-    segmenter = make_segmenter(write_phantom())
-    segmenter.preprocessing.transforms[0]._loader.readers.clear()
-    with pytest.raises(UnreadableScanError, match=r"scan\.nii\.gz: found data that cannot be read \(.*reader"):
-        segmenter.run()
-
-
 def test_a_scan_without_any_number_is_refused(write_phantom, make_segmenter, tmp_path):
     image = nib.load(write_phantom(dtype=np.float32))
     nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), tmp_path / "scan.nii.gz")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tools.checks.volumes import check_scan, read_header
+from tools.scans.nifti import check_scan, read_header
 
 if TYPE_CHECKING:
     from tools.checks.pairs import check_dataset, check_pair

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.checks.volumes import read_header, read_voxels
 from tools.errors import (
     DatalistError,
     DatasetError,
@@ -22,6 +21,7 @@ from tools.errors import (
     LabelValueError,
     ToolsError,
 )
+from tools.scans.nifti import read_header, read_voxels
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from functools import partial
 
 from tqdm import tqdm
 
-from tools.checks.volumes import check_scan
 from tools.errors import EmptyDatasetError, ToolsError
+from tools.scans.nifti import check_scan
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import monai
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged, Transform
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged, ScaleIntensityRanged, Transform
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -33,6 +34,7 @@ from tools.errors import (
     CheckpointError,
     ConfigValueError,
     FailedScansError,
+    UnreadableScanError,
     find_cause,
 )
 from tools.files import compute_sha256, write_json
@@ -41,9 +43,12 @@ from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
+from tools.scans import get_unit_mm
 from tools.tables import format_table, write_volume_table
 
 logger = logging.getLogger(__name__)
+
+_FARTHEST_SPACING = 10.0  # times that of the model
 
 
 class ScanSegmenter:
@@ -102,6 +107,8 @@ class ScanSegmenter:
         self.num_channels = num_channels
         self.statistics = statistics
         self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
+        scalings = [step for step in self.preprocessing.transforms if isinstance(step, ScaleIntensityRanged)]
+        self._expects_hu = any(step.scaler.a_min < 0 for step in scalings)
         self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
         self._last_writer = _find_last(self.postprocessing, (SaveImage, SaveImaged))
         writer = self.postprocessing.transforms[self._last_writer]
@@ -218,10 +225,32 @@ class ScanSegmenter:
         }
 
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
-        read_header(
-            data["image"], self.num_channels
-        )  # refuses what LoadImaged would read: time series, slices, colours
-        return self.preprocessing(data, end=self._num_readers)
+        path = data["image"]
+        # refuses what LoadImaged would read: time series, slices, colours; then what no network can segment
+        self._check_spacing(path, read_header(path, self.num_channels))
+        data = self.preprocessing(data, end=self._num_readers)
+        lowest, highest = float(data["image"].min()), float(data["image"].max())
+        if lowest == highest:
+            raise UnreadableScanError(path, f"the value {lowest:g} in every voxel", "grey values", "leave it out")
+        if lowest >= 0 and self._expects_hu:
+            told = "%s: found values from %g to %g, wanted Hounsfield units, with air at -1000; expect a wrong result"
+            logger.warning(told, path, lowest, highest)
+        return data
+
+    def _check_spacing(self, path: str, image: nib.Nifti1Image) -> None:
+        """Refuse voxels that are ten times as fine or coarse as those that the model was trained with."""
+        wanted = self.settings.get("pixdim")
+        if wanted is None:
+            return
+        spacing = np.sort(np.linalg.norm(image.affine[:3, :3], axis=0)) * get_unit_mm(image)
+        ratio = spacing / np.sort(np.asarray(wanted, float))
+        if ratio.max() < 1 / _FARTHEST_SPACING or ratio.min() > _FARTHEST_SPACING:
+            raise UnreadableScanError(
+                path,
+                f"voxels of {' x '.join(f'{length:.4g}' for length in spacing)} mm",
+                f"about the {' x '.join(f'{length:g}' for length in wanted)} mm of the model",
+                "correct the units or the spacing in the header, or take another model",
+            )
 
     def _predict(self, image: MetaTensor, path: str, name: str) -> torch.Tensor:
         progress = WindowProgress(self.network, name, count_passes(self.inferer, image.shape[1:]))

@@ -13,11 +13,11 @@ from matplotlib.colors import to_rgb
 from nibabel.affines import voxel_sizes
 
 from tools.checks import read_header
-from tools.checks.volumes import read_voxels
 from tools.errors import GeometryMismatchError
 from tools.reports.colours import pick_colour
 from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, read_labels
 from tools.scans import get_unit_mm
+from tools.scans.nifti import read_voxels
 
 _OUTLINE_PX = 2
 _SUPERSAMPLING = 2  # smooths the outlines; edges of large voxels stay sharp

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tools.checks.volumes import read_header, read_voxels
 from tools.reports.volumes import convert_to_ml, read_labels
+from tools.scans.nifti import read_header, read_voxels
 
 
 def measure_statistics(

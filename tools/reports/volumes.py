@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tools.checks.volumes import read_header, read_voxels
 from tools.errors import LabelValueError
 from tools.scans import get_unit_mm
+from tools.scans.nifti import read_header, read_voxels
 
 
 def measure_volumes_ml(segmentation_path: str | Path, labels: Sequence[str]) -> dict[str, float]:

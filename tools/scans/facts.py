@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tools.checks import read_header
+from tools.scans.nifti import read_header
 from tools.scans.units import get_unit_mm
 
 _AIR_HU = -200  # below it is no tissue

@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from tools.errors import MissingFileError, UnreadableScanError
+from tools.scans.units import get_unit_mm
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _READ_ERRORS = (
     LookupError,
     MemoryError,
 )
+_ROUNDED, _CONTRADICTING = 0.01, 0.1  # of a spacing
 _DEFLATE_LIMIT = 1032  # deflate cannot shrink data by more than this factor
 _CONVERT = "convert it to a single .nii.gz file of one 3D volume"
 _STACK = "stack the slices of the series into one volume"
@@ -71,10 +73,14 @@ def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Ima
         raise UnreadableScanError(path, "a suffix of mixed case", ".nii or .nii.gz", "rename it") from error
     except _READ_ERRORS as error:
         raise UnreadableScanError(path, f"no readable NIfTI header ({error})", "a NIfTI file", _FETCH) from error
+    if header.get_data_offset() < header.sizeof_hdr:
+        found, wanted = f"voxels that begin at byte {header.get_data_offset()}", f"{header.sizeof_hdr} or more"
+        raise UnreadableScanError(path, f"{found}, inside the header (vox_offset)", wanted, "correct the header")
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise UnreadableScanError(
             path, f"the singular affine {affine.tolist()}", "an invertible one", "export it again from its source"
         )
+    _compare_spacing(path, header, affine)
     if header["qform_code"] == 0 and header["sform_code"] == 0:
         logger.warning("%s: found no orientation (qform and sform code 0); axes are taken as LAS", path)
     return image
@@ -113,6 +119,30 @@ def check_scan(path: str | Path, num_channels: int | None = 1, *, need_contrast:
         if need_contrast:
             raise UnreadableScanError(path, found, "grey values that differ", "export it again from its source")
         logger.warning("%s: found %s; expect an empty result", path, found)
+
+
+def load_scan(path: str | Path) -> nib.Nifti1Image:
+    """Return a scan with its voxels in memory, `(H, W, D)` or `(H, W, D, C)`, and its grid in mm.
+
+    The place of the voxels is what the file says: the sform if its code is above 0, else the qform, else the spacing
+    alone. The spacing in the header (pixdim) never decides. Units are applied. The file is read to its end, and the
+    checksum of a compressed one compared.
+
+    Args:
+        path: a `.nii` or `.nii.gz` file.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        UnreadableScanError: if `read_header` refuses it, or its data are damaged.
+    """
+    image = read_header(path, num_channels=None)
+    voxels = read_voxels(path, image)
+    voxels = voxels.reshape(*image.shape[:3], -1)  # ITK writes channels as the fifth axis
+    affine = image.affine.copy()
+    affine[:3] *= get_unit_mm(image)
+    loaded = type(image)(voxels[..., 0] if voxels.shape[3] == 1 else voxels, affine, image.header)
+    loaded.header.set_xyzt_units("mm", "sec")
+    return loaded
 
 
 def read_voxels(path: str | Path, image: nib.Nifti1Image, scaled: bool = True) -> np.ndarray:
@@ -193,7 +223,8 @@ def _check_header(
             path,
             f"{volumes} volumes in {len(shape)}D data of shape {shape_text}",
             "a single 3D volume" if num_channels == 1 else f"{num_channels} volumes",
-            "save the wanted volume as a file of its own",
+            "save the wanted volume as a file of its own, or, if they are the channels of one image, take or train a "
+            f"model with in_channels {volumes}",
         )
     if min(shape[:3]) < 2:
         raise UnreadableScanError(path, f"the shape {shape_text}", "at least 2 voxels along each axis", _STACK)
@@ -205,6 +236,19 @@ def _check_header(
             "three positive numbers",
             "correct the header or export it again from its source",
         )
+
+
+def _compare_spacing(path: Path, header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    """Refuse a header whose two spacings differ by more than a tenth, warn if by more than a hundredth."""
+    said, meant = header["pixdim"][1:4].astype(float), np.linalg.norm(affine[:3, :3], axis=0)
+    difference = float(np.abs(said / meant - 1).max())
+    if difference <= _ROUNDED:
+        return
+    said_text, meant_text = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (said, meant))
+    found = f"a spacing of {said_text} (pixdim) beside one of {meant_text} (affine)"
+    if difference > _CONTRADICTING:
+        raise UnreadableScanError(path, found, "one spacing", "correct the header or export it again from its source")
+    logger.warning("%s: found %s; that of the affine is taken", path, found)
 
 
 def _make_short_file_error(path: Path, found: str) -> UnreadableScanError:
