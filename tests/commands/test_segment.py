@@ -165,10 +165,10 @@ def test_structures_probabilities_statistics_and_a_report_are_written_when_they_
 def test_a_scan_of_another_extent_is_warned_of_and_one_of_another_modality_refused(tmp_path, caplog):
     image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 500, (90, 90, 60), np.int16), np.eye(4) * [2, 2, 2, 1])
     nib.save(image, tmp_path / "head.nii.gz")
-    require_fit(find_model("unetr_btcv"), str(tmp_path / "head.nii.gz"))
+    require_fit(find_model("unetr_btcv"), [str(tmp_path / "head.nii.gz")])
     assert "has seen scans of 31-43 x 40-59 x 24-47 mm, and this one has 180 x 180 x 120" in caplog.text
     with pytest.raises(ConfigValueError, match=r"is for CT, and the intensities look like MR.*--force"):
-        require_fit(find_model("voco_finetune"), str(tmp_path / "head.nii.gz"))
+        require_fit(find_model("voco_finetune"), [str(tmp_path / "head.nii.gz")])
 
 
 def test_names_of_structures_are_understood_in_any_case_and_with_underscores():

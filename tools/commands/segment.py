@@ -12,15 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tools.bundles import run_bundle
 from tools.commands.choice import choose_model, describe_need, fits
 from tools.datasets import list_scans
 from tools.datasets.scans import make_absolute
-from tools.errors import ConfigValueError
+from tools.errors import ConfigValueError, ToolsError
 from tools.files import write_json
 from tools.models import Model, find_model, list_models
+
+if TYPE_CHECKING:
+    from tools.scans import ScanFacts
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def prepare(
     scans, start = list_inputs(inputs), time.monotonic()
     chosen = find_model(model) if model is not None else choose_for(scans)
     if model is not None and not force:
-        require_fit(chosen, scans[0])
+        require_fit(chosen, scans)
     output = make_absolute(output_dir)
     if output.is_file():
         raise ConfigValueError("--output", f"the file {output}", "a folder for the results", "give another name")
@@ -102,30 +105,42 @@ def choose_for(scans: Sequence[str]) -> Model:
     Raises:
         ConfigValueError: if there is none, or some for different structures; it lists what each needs.
     """
-    from tools.scans import read_facts
-
-    models, facts = list_models(), read_facts(scans[0])
+    models, facts = list_models(), read_first(scans)
     for known in models:
         logger.debug("%s %s", known.name, fits(known, facts) or "fits")
     model, why = choose_model(models, facts)
     if model is None:
-        raise ConfigValueError(
-            "--model", f"none for {Path(scans[0]).name} that fits alone ({why})", "one", "give --model"
-        )
+        raise ConfigValueError("--model", f"none for {facts.path.name} that fits alone ({why})", "one", "give --model")
     logger.info("model %s", why)
     return model
 
 
-def require_fit(model: Model, scan: str) -> None:
+def read_first(scans: Sequence[str]) -> ScanFacts:
+    """Return the facts of the first scan that can be read; the run tells of the others.
+
+    Raises:
+        ToolsError: what is wrong with the first one, if none can be read.
+    """
+    from tools.scans import read_facts
+
+    first: ToolsError | None = None
+    for scan in scans:
+        try:
+            return read_facts(scan)
+        except ToolsError as error:
+            first = first or error
+    assert first is not None  # there is at least one scan
+    raise first
+
+
+def require_fit(model: Model, scans: Sequence[str]) -> None:
     """Refuse a model for another modality, or another number of volumes; warn of another extent.
 
     Raises:
         ConfigValueError: with what the model is for.
     """
-    from tools.scans import read_facts
-
-    facts = read_facts(scan)
-    reason = fits(model, facts)
+    facts = read_first(scans)
+    reason, scan = fits(model, facts), facts.path
     if reason is None:
         return
     if not reason.startswith(("is for", "takes")):  # the extent is a matter of degree
@@ -133,7 +148,7 @@ def require_fit(model: Model, scan: str) -> None:
         return
     wanted = f"a scan as it knows them ({describe_need(model)})"
     remedy = "take another model (`models` lists them), or give --force to segment it all the same"
-    raise ConfigValueError("--model", f"{model.name}, which {reason}: {Path(scan).name}", wanted, remedy)
+    raise ConfigValueError("--model", f"{model.name}, which {reason}: {scan.name}", wanted, remedy)
 
 
 def match_names(names: Sequence[str], model: Model) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tools.scans.nifti import read_header
+from tools.scans.nifti import read_header, read_voxels
 from tools.scans.units import get_unit_mm
 
 _AIR_HU = -200  # below it is no tissue
@@ -58,7 +58,7 @@ def read_facts(path: str | Path) -> ScanFacts:
     axes = nib.orientations.io_orientation(image.affine)[:, 0].astype(int)
     extent = np.zeros(3)
     extent[axes] = spacing * image.shape[:3]
-    sample = _draw_sample(image)
+    sample = _draw_sample(read_voxels(path, image))
     finite = sample[np.isfinite(sample)]
     percentiles = np.percentile(finite, (0, 1, 50, 99, 100)) if finite.size else np.full(5, np.nan)
     return ScanFacts(
@@ -74,9 +74,9 @@ def read_facts(path: str | Path) -> ScanFacts:
     )
 
 
-def _draw_sample(image: nib.Nifti1Image) -> np.ndarray:
-    """Return every so manyth voxel; of a compressed file all of it is unpacked for that."""
-    voxels = np.asanyarray(image.dataobj).ravel(order="K")
+def _draw_sample(voxels: np.ndarray) -> np.ndarray:
+    """Return every so manyth voxel."""
+    voxels = voxels.ravel(order="K")
     return voxels[:: max(1, voxels.size // _SAMPLE_VOXELS)].astype(np.float64)
 
 
