@@ -65,6 +65,16 @@ def test_what_is_odd_about_a_grid_or_its_voxels_is_told(affine, voxels, told, tm
     assert any(told in oddity for oddity in read_facts(tmp_path / "scan.nii.gz").oddities)
 
 
+def test_a_border_without_data_does_not_make_an_mr_a_ct(tmp_path):
+    data = np.random.default_rng(0).normal(100, 10, (10, 11, 12)).astype(np.float32)
+    data[0] = -3.4e38
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "scan.nii.gz")
+    facts = read_facts(tmp_path / "scan.nii.gz")
+    assert facts.modality == "MR"
+    assert facts.percentiles[0] > 0
+    assert "some voxels are no number" in facts.oddities
+
+
 def test_a_plain_scan_has_nothing_odd(tmp_path):
     data = np.random.default_rng(0).normal(100, 10, (10, 11, 12)).astype(np.float32)
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "scan.nii.gz")

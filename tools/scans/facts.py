@@ -14,6 +14,7 @@ from tools.scans.units import get_unit_mm
 
 _AIR_HU = -200  # below it is no tissue
 _SAMPLE_VOXELS = 200_000
+_NO_DATA = 1e30  # no intensity is that large
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_facts(path: str | Path) -> ScanFacts:
     extent = np.zeros(3)
     extent[axes] = spacing * image.shape[:3]
     sample = _draw_sample(read_voxels(path, image))
-    finite = sample[np.isfinite(sample)]
+    finite = sample[np.isfinite(sample) & (np.abs(sample) < _NO_DATA)]
     percentiles = np.percentile(finite, (0, 1, 50, 99, 100)) if finite.size else np.full(5, np.nan)
     return ScanFacts(
         path,
