@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -255,6 +256,53 @@ def test_a_scan_that_is_gone_is_told_by_name(write_phantom, make_segmenter, tmp_
     with pytest.raises(FailedScansError, match="first gone"):
         make_segmenter(tmp_path / "in" / "gone.nii.gz", scan).run()
     assert (tmp_path / "out" / "there_seg.nii.gz").is_file()
+
+
+def test_a_name_that_is_no_utf8_is_segmented_and_escaped_in_the_reports(write_phantom, make_segmenter, tmp_path):
+    name = os.fsdecode(b"\xfc")
+    scans = [write_phantom(f"in/{stem}.nii.gz") for stem in ("a", name, "z")]
+    make_segmenter(*scans, preview=True).run()
+    assert {scan["state"] for scan in read_report(tmp_path / "out")["scans"].values()} == {"done"}
+    assert list(read_report(tmp_path / "out")["scans"]) == ["a", name, "z"]
+    assert r'"\udcfc"' in (tmp_path / "out" / "run.json").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / f"{name}_seg.png").is_file()
+    assert (tmp_path / "out" / "volumes.csv").read_text().splitlines()[2].startswith("\\udcfc,")
+
+
+def test_a_scan_whose_report_fails_leaves_no_segmentation(write_phantom, make_segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.inference.segmenter.write_preview", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_segmenter(write_phantom(), preview=True).run()
+    assert not list((tmp_path / "out").glob("*_seg*"))
+
+
+def test_one_value_everywhere_is_refused(write_phantom, make_segmenter, tmp_path):
+    image = nib.load(write_phantom())
+    nib.save(nib.Nifti1Image(np.full(image.shape, 7, np.int16), image.affine), tmp_path / "scan.nii.gz")
+    with pytest.raises(UnreadableScanError, match="the value 7 in every voxel"):
+        make_segmenter(tmp_path / "scan.nii.gz").run()
+
+
+@pytest.mark.parametrize("factor", [0.02, 50.0])
+def test_voxels_far_from_those_of_the_model_are_refused(factor, write_phantom, make_segmenter, tmp_path):
+    image = nib.load(write_phantom())
+    affine = image.affine @ np.diag([factor, factor, factor, 1])
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "scan.nii.gz")
+    with pytest.raises(UnreadableScanError, match="of the model; correct the units"):
+        make_segmenter(tmp_path / "scan.nii.gz", settings={"pixdim": [1.5, 1.5, 2.0]}).run()
+
+
+def test_intensities_without_negative_values_are_told_where_the_model_knows_hounsfield_units(
+    write_phantom, make_segmenter, tmp_path, caplog
+):
+    image = nib.load(write_phantom())
+    shifted = np.asanyarray(image.dataobj) + 1024
+    nib.save(nib.Nifti1Image(shifted, image.affine), tmp_path / "scan.nii.gz")
+    make_segmenter(tmp_path / "scan.nii.gz").run()
+    assert "wanted Hounsfield units, with air at -1000" in caplog.text
+    caplog.clear()
+    make_segmenter(write_phantom("sound.nii.gz"), output_dir=tmp_path / "other").run()
+    assert "Hounsfield" not in caplog.text
 
 
 def test_a_scan_without_any_number_is_refused(write_phantom, make_segmenter, tmp_path):

@@ -208,13 +208,17 @@ class ScanSegmenter:
     def _segment(self, name: str, path: str) -> dict[str, Any]:
         seconds = self.segment(name, path)
         segmentation_path = self.writer.locate(name)
-        with _time(seconds, "report"):
-            volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
-            volumes_ml = {name: volumes_ml[name] for value, name in self.writer.names.items() if value}
-            numbers = measure_statistics(path, segmentation_path, self.writer.names) if self.statistics else None
-            if self.preview:
-                preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
-                write_preview(path, segmentation_path, self.labels, preview_path, title=name)
+        preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
+        try:
+            with _time(seconds, "report"):
+                volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
+                volumes_ml = {name: volumes_ml[name] for value, name in self.writer.names.items() if value}
+                numbers = measure_statistics(path, segmentation_path, self.writer.names) if self.statistics else None
+                if self.preview:
+                    write_preview(path, segmentation_path, self.labels, preview_path, title=name)
+        except BaseException:
+            segmentation_path.unlink(missing_ok=True)  # a scan that failed leaves no result that looks like one
+            raise
         return {
             "state": "done",
             "segmentation": segmentation_path.name,

@@ -62,7 +62,8 @@ def write_preview(
         LabelValueError: if the segmentation holds other values than those of `labels`.
     """
     case = read_case(Path(scan_path), Path(segmentation_path), len(labels))
-    picture = _draw(case, labels, title or name_case(scan_path)).render()
+    shown = (title or name_case(scan_path)).encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
+    picture = _draw(case, labels, shown).render()
     with write_atomically(path) as temporary:
         picture.save(temporary, format="png", dpi=(DPI, DPI))
 
