@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant("tools/inference/segmenter.py", 'done.get("source") == source and ', ""),
     Mutant("tools/inference/mirroring.py", "[axis + 2 for axis in choice]", "[axis + 1 for axis in choice]"),
     Mutant("tools/inference/writers.py", "    image.set_data_dtype(np.uint8)\n", ""),
-    Mutant("tools/reports/volumes.py", "* get_unit_mm(image) ** 3", "* get_unit_mm(image)"),
+    Mutant("tools/scans/grids.py", "    affine[:3] *= get_unit_mm(image)", "    affine[:2] *= get_unit_mm(image)"),
     Mutant("tools/reports/planes.py", ".T[::-1, ::-1]", ".T[::-1, :]"),
     # networks and pre-training
     Mutant(

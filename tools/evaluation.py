@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.metrics import compute_dice
 
 from tools.checks import check_pair
+from tools.scans.nifti import load_scan
 
 
 def measure_dice(
@@ -45,7 +45,6 @@ def measure_dice(
 
 def _read_one_hot(path: str | Path, label_map: Mapping[int, int], num_classes: int) -> torch.Tensor:
     """Return a label map as booleans `(1, K, H, W, D)`."""
-    voxels = np.asanyarray(nib.load(path).dataobj)
-    voxels = voxels.reshape(voxels.shape[:3])
+    voxels = np.asanyarray(load_scan(path).dataobj)
     values = [[value for value, label in label_map.items() if label == number] for number in range(num_classes)]
     return torch.from_numpy(np.stack([np.isin(voxels, chosen) for chosen in values]))[None]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,10 @@ from tools.errors import (
     DatalistError,
     DatasetError,
     EmptyDatasetError,
-    GeometryMismatchError,
     LabelValueError,
     ToolsError,
 )
+from tools.scans.grids import check_same_grid
 from tools.scans.nifti import read_header, read_voxels
 
 logger = logging.getLogger(__name__)
@@ -47,23 +46,7 @@ def check_pair(
         LabelValueError: if the label holds other values.
     """
     image, label = read_header(image_path, num_channels), read_header(label_path)
-    if image.shape[:3] != label.shape[:3]:
-        raise GeometryMismatchError(
-            label_path,
-            f"shape {'×'.join(map(str, label.shape[:3]))}",
-            f"{'×'.join(map(str, image.shape[:3]))} as in {image_path}",
-            "resample the label to the image or pair it with the right one",
-        )
-    corners = np.array([*itertools.product(*((0, size - 1) for size in image.shape[:3]), (1,))]).T
-    shift_mm = (label.affine - image.affine)[:3] @ corners
-    shift_voxels = np.abs(np.linalg.solve(image.affine[:3, :3], shift_mm))
-    if shift_voxels.max() > 0.5:
-        raise GeometryMismatchError(
-            label_path,
-            f"a grid up to {shift_voxels.max():.1f} voxels ({np.linalg.norm(shift_mm, axis=0).max():.1f} mm) off",
-            f"the affine of {image_path} within half a voxel",
-            "copy the image's affine if the voxels do fit, else resample the label",
-        )
+    check_same_grid(image, label, image_path, label_path)
     voxels = read_voxels(label_path, label)
     allowed = sorted({int(value) for value in label_values})
     unknown = voxels[~np.isin(voxels, allowed)]

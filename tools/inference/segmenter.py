@@ -43,7 +43,7 @@ from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
-from tools.scans import get_unit_mm
+from tools.scans.grids import find_affine_mm
 from tools.tables import format_table, write_volume_table
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ class ScanSegmenter:
         wanted = self.settings.get("pixdim")
         if wanted is None:
             return
-        spacing = np.sort(np.linalg.norm(image.affine[:3, :3], axis=0)) * get_unit_mm(image)
+        spacing = np.sort(np.linalg.norm(find_affine_mm(image)[:3, :3], axis=0))
         ratio = spacing / np.sort(np.asarray(wanted, float))
         if ratio.max() < 1 / _FARTHEST_SPACING or ratio.min() > _FARTHEST_SPACING:
             raise UnreadableScanError(

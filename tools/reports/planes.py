@@ -10,13 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from matplotlib.colors import to_rgb
-from nibabel.affines import voxel_sizes
 
 from tools.checks import read_header
-from tools.errors import GeometryMismatchError
 from tools.reports.colours import pick_colour
 from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, read_labels
-from tools.scans import get_unit_mm
+from tools.scans.grids import check_same_grid, find_affine_mm
 from tools.scans.nifti import read_voxels
 
 _OUTLINE_PX = 2
@@ -78,12 +76,11 @@ def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Cas
     """
     scan = read_header(scan_path, num_channels=None)
     segmentation, voxels = read_labels(segmentation_path, num_classes)
-    _check_grid(scan, segmentation, scan_path, segmentation_path)
+    check_same_grid(scan, segmentation, scan_path, segmentation_path)
     grey = read_voxels(scan_path, scan).reshape(*scan.shape[:3], -1)[..., 0]  # of several channels the first is shown
     orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
     grey, voxels = (nib.apply_orientation(array, orientation) for array in (grey, voxels))
-    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3])
-    affine[:3] *= get_unit_mm(scan)
+    affine = find_affine_mm(scan) @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3])
     window = _find_window(grey)
     box = _find_content((grey > window[0]) | (voxels > 0))
     grey, voxels = grey[box], voxels[box]
@@ -101,19 +98,6 @@ def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Cas
         counts=counts,
         volumes_ml=convert_to_ml(counts, segmentation),
     )
-
-
-def _check_grid(scan: nib.Nifti1Image, segmentation: nib.Nifti1Image, scan_path: Path, segmentation_path: Path) -> None:
-    shape, wanted = segmentation.shape[:3], scan.shape[:3]
-    # no voxel may move by more than half a voxel, which lets rounding in the files pass
-    shift = np.abs(segmentation.affine - scan.affine)[:3] @ [*wanted, 1]
-    if shape != wanted or shift.max() > voxel_sizes(scan.affine).min() / 2:
-        raise GeometryMismatchError(
-            segmentation_path,
-            f"shape {shape}" if shape != wanted else "another affine",
-            f"the grid {wanted} of {scan_path}",
-            "give the segmentation of this scan",
-        )
 
 
 def _find_content(content: np.ndarray) -> tuple[slice, ...]:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from tools.errors import LabelValueError
-from tools.scans import get_unit_mm
+from tools.scans.grids import find_affine_mm
 from tools.scans.nifti import read_header, read_voxels
 
 
@@ -70,5 +70,5 @@ def count_voxels_per_slice(voxels: np.ndarray, num_classes: int, axis: int) -> n
 
 def convert_to_ml(counts: np.ndarray, image: nib.Nifti1Image) -> np.ndarray:
     """Return the volumes in mL of numbers of voxels of `image`, rounded to 0.001."""
-    voxel_mm3 = abs(np.linalg.det(image.affine[:3, :3])) * get_unit_mm(image) ** 3
+    voxel_mm3 = abs(np.linalg.det(find_affine_mm(image)[:3, :3]))
     return np.round(counts * voxel_mm3 / 1e3, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from tools.scans.grids import find_affine_mm
 from tools.scans.nifti import read_header, read_voxels
 from tools.scans.units import get_unit_mm
 
@@ -54,7 +55,7 @@ def read_facts(path: str | Path) -> ScanFacts:
     path = Path(path)
     image = read_header(path, num_channels=None)
     unit_mm = get_unit_mm(image)
-    affine = image.affine[:3, :3] * unit_mm
+    affine = find_affine_mm(image)[:3, :3]
     spacing = np.linalg.norm(affine, axis=0)
     axes = nib.orientations.io_orientation(image.affine)[:, 0].astype(int)
     extent = np.zeros(3)

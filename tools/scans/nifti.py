@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from tools.errors import MissingFileError, UnreadableScanError
-from tools.scans.units import get_unit_mm
+from tools.scans.grids import find_affine_mm
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +138,8 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     image = read_header(path, num_channels=None)
     voxels = read_voxels(path, image)
     voxels = voxels.reshape(*image.shape[:3], -1)  # ITK writes channels as the fifth axis
-    affine = image.affine.copy()
-    affine[:3] *= get_unit_mm(image)
-    loaded = type(image)(voxels[..., 0] if voxels.shape[3] == 1 else voxels, affine, image.header)
+    voxels = voxels[..., 0] if voxels.shape[3] == 1 else voxels
+    loaded = type(image)(voxels, find_affine_mm(image), image.header)
     loaded.header.set_xyzt_units("mm", "sec")
     return loaded
 
