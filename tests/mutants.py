@@ -46,10 +46,20 @@ class Mutant:
         if parts[-1] == "__main__.py":
             return ["tests/test_commands.py", "tests/linting"]
         room = Path(parts[1]).stem
-        return [f"tests/{room}", f"tests/test_{room}.py"]  # those that there are
+        files = sorted((REPOSITORY / "tests").glob(f"test_{room.removesuffix('s')}*.py"))
+        return [f"tests/{room}", *(f"tests/{file.name}" for file in files)]  # those that there are
 
 
 MUTANTS = [
+    # what people type
+    Mutant("tools/models.py", '_WEIGHTS = ("best.pt", "last.pt")', '_WEIGHTS = ("last.pt", "best.pt")'),
+    Mutant("tools/commands/choice.py", "best = max(fitting", "best = min(fitting"),
+    Mutant("tools/commands/train.py", "named[value] for value in sorted(named)", "named[value] for value in named"),
+    Mutant("tools/configs/models.py", "or value != usual[name]", "or value == usual[name]"),
+    Mutant("tools/scans/nifti.py", "_ROUNDED, _CONTRADICTING = 0.01, 0.1", "_ROUNDED, _CONTRADICTING = 0.01, 10.0"),
+    Mutant("tools/scans/facts.py", "extent[axes] = spacing", "extent[:] = spacing"),
+    Mutant("tools/inference/progress.py", "/ step) + 1)", "/ step))"),
+    Mutant("tools/reports/statistics.py", "for end in (0, -1)", "for end in (0,)"),
     # the ground rooms
     Mutant(
         "tools/errors.py", 'and "can\'t allocate memory" in str(error)', 'and "cannot allocate memory" in str(error)'

@@ -14,7 +14,8 @@ import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 
 from tools.demonstration import EMBEDDED
-from tools.errors import MissingFileError, UnreadableScanError
+from tools.errors import GeometryMismatchError, MissingFileError, UnreadableScanError
+from tools.scans.grids import check_same_grid
 from tools.scans.nifti import load_scan, read_header
 from tools.transforms import FillNonFinited, LoadScand
 
@@ -89,6 +90,19 @@ def test_units_become_mm(unit, length_mm, truth, tmp_path):
     assert LoadScand("image")({"image": str(tmp_path / "scan.nii.gz")})["image"].pixdim.tolist() == pytest.approx(
         SPACING, rel=1e-5
     )
+
+
+def test_two_grids_are_the_same_in_mm_whatever_their_units(truth, tmp_path):
+    affine = np.array(truth.affine)
+    affine[:3] /= 1000
+    metres = nib.Nifti1Image(np.asanyarray(truth.dataobj), affine)
+    metres.header.set_xyzt_units("meter")
+    check_same_grid(truth, metres, "image", "label")
+    affine[0, 3] += 0.6e-3 * SPACING[0]
+    moved = nib.Nifti1Image(np.asanyarray(truth.dataobj), affine)
+    moved.header.set_xyzt_units("meter")
+    with pytest.raises(GeometryMismatchError, match=r"up to 0\.6 voxels \(0\.5 mm\) off"):
+        check_same_grid(truth, moved, "image", "label")
 
 
 def test_a_spacing_that_contradicts_the_affine_is_refused_and_one_that_is_a_little_off_is_told(truth, tmp_path, caplog):
