@@ -105,10 +105,13 @@ def test_own_data_are_trained_on_resumed_and_segmented_without_a_card(tmp_path, 
     assert model["labels"] == ["background", "left part"]
     assert model["roi_size"] == described["roi_size"] == [64, 64, 32]
     assert model["card"]["title"] == described["card"]["title"].replace("#", "::")  # MONAI reads a # of any text so
+    with (tmp_path / "7" / "dataset.yaml").open("a") as file:
+        file.write("# mine\n")
     done = runner.invoke(tools, [*words, "--epochs", "2", "--resume"])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "7" / "training.json").read_text())
     assert len(record["epochs"]) == 2
+    assert (tmp_path / "7" / "dataset.yaml").read_text().endswith("# mine\n"), "as it was corrected"
     done = runner.invoke(tools, ["segment", "data#1/imagesTr/case_0.nii.gz", "-o", "out", "-m", "7"])
     assert done.exit_code == 0, done.output
     assert nib.load(tmp_path / "out" / "case_0_seg.nii.gz").shape == (40, 50, 20)

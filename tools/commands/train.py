@@ -92,8 +92,9 @@ def prepare_training(
         overrides["device"] = device
 
     def go() -> int:
-        if values is not None:
-            write_overlay(folder / "dataset.yaml", values, f"What {source} is, read from its scans; correct it freely.")
+        if values is not None and not (resume and (folder / "dataset.yaml").is_file()):
+            head = f"What {source} is, read from its scans. Corrected, it is a card for --card."
+            write_overlay(folder / "dataset.yaml", values, head)
             logger.info("%s says what the data are: %s", folder / "dataset.yaml", ", ".join(values["labels"]))
         status = run_bundle([*files, *extra], overrides, folder=root)
         if not status:
