@@ -29,7 +29,7 @@ from monai.transforms import (
 )
 from torch import nn
 
-from tools.errors import CheckpointError, ConfigValueError, FailedScansError, UnreadableScanError
+from tools.errors import CheckpointError, ConfigValueError, FailedScansError, MemoryLimitError, UnreadableScanError
 from tools.inference import SaveSegmentationd, ScanSegmenter
 from tools.inference.segmenter import _digest
 from tools.transforms import FillNonFinited, LoadScand
@@ -281,6 +281,14 @@ def test_one_value_everywhere_is_refused(write_phantom, make_segmenter, tmp_path
     nib.save(nib.Nifti1Image(np.full(image.shape, 7, np.int16), image.affine), tmp_path / "scan.nii.gz")
     with pytest.raises(UnreadableScanError, match="the value 7 in every voxel"):
         make_segmenter(tmp_path / "scan.nii.gz").run()
+
+
+def test_a_grid_that_memory_does_not_hold_is_refused_before_it_is_made(write_phantom, make_segmenter, tmp_path):
+    image = nib.load(write_phantom())
+    affine = image.affine @ np.diag([1e6, 1, 1, 1])  # 36,000 km to the right
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "scan.nii.gz")
+    with pytest.raises(MemoryLimitError, match=r"million voxels at the spacing of the model.*correct the spacing"):
+        make_segmenter(tmp_path / "scan.nii.gz", settings={"pixdim": [1.5, 1.5, 2.0]}).run()
 
 
 @pytest.mark.parametrize("factor", [0.02, 50.0])

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import platform
 import sys
 import time
@@ -34,11 +35,12 @@ from tools.errors import (
     CheckpointError,
     ConfigValueError,
     FailedScansError,
+    MemoryLimitError,
     UnreadableScanError,
     find_cause,
 )
 from tools.files import compute_sha256, write_json
-from tools.hardware import describe_hardware, measure_peak_memory_gb
+from tools.hardware import describe_hardware, find_free_memory_gb, measure_peak_memory_gb
 from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
@@ -231,7 +233,7 @@ class ScanSegmenter:
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
         path = data["image"]
         # refuses what LoadImaged would read: time series, slices, colours; then what no network can segment
-        self._check_spacing(path, read_header(path, self.num_channels))
+        self._check_size(path, read_header(path, self.num_channels))
         data = self.preprocessing(data, end=self._num_readers)
         lowest, highest = float(data["image"].min()), float(data["image"].max())
         if lowest == highest:
@@ -241,12 +243,13 @@ class ScanSegmenter:
             logger.warning(told, path, lowest, highest)
         return data
 
-    def _check_spacing(self, path: str, image: nib.Nifti1Image) -> None:
-        """Refuse voxels that are ten times as fine or coarse as those that the model was trained with."""
+    def _check_size(self, path: str, image: nib.Nifti1Image) -> None:
+        """Refuse voxels ten times as fine or coarse as those that the model knows, and what memory does not hold."""
         wanted = self.settings.get("pixdim")
         if wanted is None:
             return
-        spacing = np.sort(np.linalg.norm(find_affine_mm(image)[:3, :3], axis=0))
+        lengths_mm = np.linalg.norm(find_affine_mm(image)[:3, :3], axis=0)
+        spacing = np.sort(lengths_mm)
         ratio = spacing / np.sort(np.asarray(wanted, float))
         if ratio.max() < 1 / _FARTHEST_SPACING or ratio.min() > _FARTHEST_SPACING:
             raise UnreadableScanError(
@@ -255,6 +258,15 @@ class ScanSegmenter:
                 f"about the {' x '.join(f'{length:g}' for length in wanted)} mm of the model",
                 "correct the units or the spacing in the header, or take another model",
             )
+        num_prepared = np.prod(lengths_mm * image.shape[:3]) / np.prod(np.asarray(wanted, float))
+        num_source = math.prod(image.shape[:3])
+        # in float32: the volume as it is read and as it is prepared, the logits of all classes in both grids
+        needed_gb = 4e-9 * (num_source + num_prepared) * (self.num_channels + len(self.labels))
+        free_gb = find_free_memory_gb("cpu")
+        if free_gb is not None and needed_gb > free_gb:
+            found = f"{num_prepared / 1e6:,.0f} million voxels at the spacing of the model, about {needed_gb:,.1f} GB"
+            remedy = "cut the scan to the part of the body, or correct the spacing in its header"
+            raise MemoryLimitError(path, found, f"what {free_gb:,.1f} GB of free memory hold", remedy)
 
     def _predict(self, image: MetaTensor, path: str, name: str) -> torch.Tensor:
         progress = WindowProgress(self.network, name, count_passes(self.inferer, image.shape[1:]))
