@@ -158,8 +158,8 @@ def segment(paths: Sequence[str], inputs: Sequence[str], output: str, verbose: b
     with report_wrong_call():
         from tools.commands.segment import prepare
 
-        if verbose:
-            logging.getLogger().setLevel(logging.DEBUG)
+        if verbose or options["quiet"]:
+            logging.getLogger().setLevel(logging.DEBUG if verbose else logging.WARNING)
         run = prepare([*inputs, *paths], output, **options)
     end(run())
 
