@@ -168,7 +168,7 @@ def test_a_singular_affine_is_refused(patch_header, assert_readable, row):
     path = patch_header(280, "<4f", *row)  # srow_x; srow_y is (0, 1.5, 0, -20)
     with pytest.raises(UnreadableScanError) as caught:
         check_scan(path)
-    assert_readable(caught.value, path, "affine", "export it again")
+    assert_readable(caught.value, path, "the singular affine", "export it again")
 
 
 def test_a_scan_without_orientation_gives_a_warning(patch_header, caplog):
