@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant("tools/catalogue.py", 'if path.is_absolute() or ".." in path.parts:', "if path.is_absolute():"),
     Mutant("tools/__main__.py", "        sys.exit(1)", "        sys.exit(0)"),
     # scans and data sets
-    Mutant("tools/checks/pairs.py", "if shift_voxels.max() > 0.5:", "if shift_voxels.max() > 1.5:"),
+    Mutant("tools/scans/grids.py", "_LARGEST_SHIFT = 0.5", "_LARGEST_SHIFT = 1.5"),
     Mutant(
         "tools/scans/nifti.py",
         "np.linalg.matrix_rank(affine[:3, :3]) < 3",
@@ -93,7 +93,7 @@ MUTANTS = [
     # inference and what is shown
     Mutant("tools/inference/segmenter.py", 'done.get("source") == source and ', ""),
     Mutant("tools/inference/mirroring.py", "[axis + 2 for axis in choice]", "[axis + 1 for axis in choice]"),
-    Mutant("tools/inference/writers.py", "    image.set_data_dtype(np.uint8)\n", ""),
+    Mutant("tools/inference/writers.py", "    image.set_data_dtype(values.dtype)\n", ""),
     Mutant("tools/scans/grids.py", "    affine[:3] *= get_unit_mm(image)", "    affine[:2] *= get_unit_mm(image)"),
     Mutant("tools/reports/planes.py", ".T[::-1, ::-1]", ".T[::-1, :]"),
     # networks and pre-training
@@ -139,8 +139,8 @@ MUTANTS = [
     # what others get, and the server
     Mutant(
         "tools/release/exports.py",
-        'omit = [card], ["card", "checkpoint", "label_map"]',
-        'omit = [card], ["card", "checkpoint"]',
+        'omit = [card], ["card", "checkpoint", "label_map", "bundle_root"]',
+        'omit = [card], ["card", "checkpoint", "bundle_root"]',
     ),
     Mutant("tools/labelling/access.py", "if not HOSTNAME.fullmatch(name):", "if not HOSTNAME.match(name):"),
     Mutant("tools/labelling/uploads.py", "if wanted > SCAN_BYTES:", "if wanted > 10 * SCAN_BYTES:"),
