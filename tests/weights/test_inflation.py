@@ -306,3 +306,12 @@ def test_a_segmenter_takes_its_own_checkpoint_back(tmp_path):
     other = InflatedSegmenter("vit_tiny_patch16_224", "unetr", img_size=32, decoder_channels=4)
     load(other, tmp_path / "weights.pt", complete=True)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_a_patch_that_is_not_square_gets_a_kernel_of_its_own_height_and_width():
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.rand(5, 3, 4, 6, generator=generator), torch.rand(5, generator=generator)
+    same, _ = inflate_patch_embedding(weight, bias, (4, 6, 2), method="center", normalization="none")
+    assert same.shape == (5, 1, 4, 6, 2)
+    torch.testing.assert_close(same.sum(dim=-1)[:, 0], weight.sum(dim=1))  # a grey image, one slice of the two
+    assert inflate_patch_embedding(weight, bias, (8, 4, 2))[0].shape == (5, 1, 8, 4, 2)
