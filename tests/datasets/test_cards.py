@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 
-from tools.bundles import CARDS
+from tools.bundles import CARDS, REPOSITORY
 
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 FILES = sorted(CARDS.glob("*.yaml"))
 KEYS = {
     *("card", "labels", "label_map", "validation_cases", "orientation", "pixdim", "roi_size"),
@@ -30,6 +33,23 @@ def test_a_card_is_complete_and_names_its_source(path: Path):
     assert card["card"]["name"] == path.stem
     assert card["labels"][0] == "background"
     assert len(set(card["labels"])) == len(card["labels"])
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "folder"), [("msd04_hippocampus", "msd-hippocampus"), ("openkbp_hn", "openkbp-hn-ct")]
+)
+def test_the_extent_of_a_card_is_that_of_its_scans(name: str, folder: str):
+    """To the right, front and head; read by nibabel."""
+    scans = sorted((SHARED_DATA / folder / "imagesTr").glob("*.nii.gz"))
+    if not scans:
+        pytest.skip(f"needs {folder} beside the checkout (shared/data)")
+    extents = []
+    for path in scans:
+        image = nib.as_closest_canonical(nib.load(path))
+        extents.append(np.array(image.header.get_zooms()[:3]) * image.shape[:3])
+    found = np.array([np.min(extents, axis=0), np.max(extents, axis=0)])
+    np.testing.assert_allclose(found, read(CARDS / f"{name}.yaml")["card"]["extent_mm"], atol=0.5)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from tools.errors import ConfigValueError, GeometryMismatchError
-from tools.inference import SaveSegmentationd
+from tools.inference import SaveProbabilitiesd, SaveSegmentationd
 from tools.inference.writers import write_segmentation
 
 LABELS = ["background", "liver", "Milz (links)"]
@@ -39,6 +39,23 @@ def test_the_grid_is_that_of_the_scan_to_the_last_bit(write_phantom, tmp_path, g
         assert np.array_equal(result.header[field], scan.header[field]), field
     assert result.get_data_dtype() == np.uint8
     assert np.array_equal(np.asanyarray(result.dataobj), segmentation.numpy())
+
+
+@pytest.mark.parametrize(("structures", "classes"), [(None, [0, 1, 2]), (["Milz (links)"], [2])])
+@pytest.mark.parametrize("slope_inter", [None, (0.5, -1024)])
+def test_probabilities_are_the_softmax_of_the_logits_in_the_grid_of_the_scan(
+    structures, classes, slope_inter, write_phantom, tmp_path
+):
+    source = write_phantom(grid="oblique", slope_inter=slope_inter)
+    logits = torch.randn(3, 24, 22, 20, generator=torch.Generator().manual_seed(0)) * 5
+    image = MetaTensor(logits, meta={"filename_or_obj": str(source)})
+    data = SaveProbabilitiesd("pred", tmp_path, LABELS, structures)({"pred": image, "name": "x"})
+    assert data["pred"] is image
+    written = nib.load(tmp_path / "x_prob.nii.gz")
+    powers = np.exp(logits.double().numpy())
+    expected = np.moveaxis(powers / powers.sum(axis=0), 0, -1)[..., classes]
+    np.testing.assert_allclose(np.asanyarray(written.dataobj), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(written.affine, nib.load(source).affine)
 
 
 def test_label_names_travel_in_a_comment(write_phantom, tmp_path):

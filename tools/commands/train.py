@@ -139,7 +139,8 @@ def prepare_evaluation(
     values = chosen.config | ({} if chosen.overlay is None else read_config(chosen.overlay))
     read_datalist(dataset, "validation", values.get("validation_cases") or ())
     is_run = chosen.overlay is not None and chosen.overlay.name == RUN_OVERLAY
-    default = chosen.checkpoint.parent / "evaluation" if is_run else Path("runs") / "evaluation" / chosen.bundle.name
+    own = Path("runs") / "evaluation" / chosen.bundle.name / (chosen.overlay.stem if chosen.overlay else "")
+    default = chosen.checkpoint.parent / "evaluation" if is_run else own
     overrides: dict[str, Any] = {
         "dataset_dir": locate_source(dataset),
         "output_dir": make_absolute(output or default),
@@ -168,7 +169,8 @@ def describe_dataset(source: Path, cases: Sequence[Mapping[str, str]], labels: S
     step = max(1, len(cases) // _LOOKED_AT)
     facts = [read_facts(case["image"]) for case in cases[::step]]
     modality = _find_modality(content, facts)
-    spacing = [round(statistics.median(_orient(scan)[axis] for scan in facts), 2) for axis in range(3)]
+    # three digits: a spacing of 4 microns stays one
+    spacing = [float(f"{statistics.median(_orient(scan)[axis] for scan in facts):.3g}") for axis in range(3)]
     extents = [scan.extent_mm for scan in facts]
     sizes = [statistics.median(extent[axis] for extent in extents) / spacing[axis] for axis in range(3)]
     in_channels = math.prod(facts[0].shape[3:])

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 
 from tools.configs import read_running, select_model, write_overlay
 from tools.files import write_atomically
 from tools.handlers.training import BEST, LAST, TrainingRecord
 from tools.hardware import is_main_process
-from tools.models import CARD_KEYS, RUN_OVERLAY
+from tools.models import CARD_KEYS, RUN_OVERLAY, find_config, read_config
 from tools.weights import read_state_dict, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -93,9 +92,8 @@ class RunModel:
         if not is_main_process() or self.running is None:
             return
         config = self.running.values
-        files = [self.root / "configs" / name for name in ("train.yaml", "train.json")]
-        default = next((ConfigParser.load_config_file(path) for path in files if path.is_file()), None)
-        values = select_model(config, default)
+        default = find_config(self.root, "train")
+        values = select_model(config, read_config(default) if default else None)
         values["card"] = config.get("card") or dict.fromkeys(CARD_KEYS, "not stated")
         weights = self.output_dir.resolve() / (BEST if self.validated else LAST)
         head = (
