@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant("tools/commands/train.py", "named[value] for value in sorted(named)", "named[value] for value in named"),
     Mutant("tools/configs/models.py", "or value != usual[name]", "or value == usual[name]"),
     Mutant("tools/scans/nifti.py", "_ROUNDED, _CONTRADICTING = 0.01, 0.1", "_ROUNDED, _CONTRADICTING = 0.01, 10.0"),
-    Mutant("tools/scans/facts.py", "extent[axes] = spacing", "extent[:] = spacing"),
+    Mutant("tools/scans/scan.py", "extent[nib.io_orientation(self.affine_mm)[:, 0].astype(int)] =", "extent[:] ="),
     Mutant("tools/inference/progress.py", "/ step) + 1)", "/ step))"),
     Mutant("tools/reports/statistics.py", "for end in (0, -1)", "for end in (0,)"),
     # the ground rooms
@@ -93,8 +93,8 @@ MUTANTS = [
     # inference and what is shown
     Mutant("tools/inference/segmenter.py", 'done.get("source") == source and ', ""),
     Mutant("tools/inference/mirroring.py", "[axis + 2 for axis in choice]", "[axis + 1 for axis in choice]"),
-    Mutant("tools/inference/writers.py", "    image.set_data_dtype(values.dtype)\n", ""),
-    Mutant("tools/scans/grids.py", "    affine[:3] *= get_unit_mm(image)", "    affine[:2] *= get_unit_mm(image)"),
+    Mutant("tools/scans/scan.py", "        image.set_data_dtype(voxels.dtype)\n", ""),
+    Mutant("tools/scans/nifti.py", "    affine[:3] *= get_unit_mm(image)", "    affine[:2] *= get_unit_mm(image)"),
     Mutant("tools/reports/planes.py", ".T[::-1, ::-1]", ".T[::-1, :]"),
     # networks and pre-training
     Mutant(
@@ -139,8 +139,8 @@ MUTANTS = [
     # what others get, and the server
     Mutant(
         "tools/release/exports.py",
-        'omit = [card], ["card", "checkpoint", "label_map", "bundle_root"]',
         'omit = [card], ["card", "checkpoint", "bundle_root"]',
+        'omit = [card], ["card", "checkpoint", "bundle_root", "label_map"]',
     ),
     Mutant("tools/labelling/access.py", "if not HOSTNAME.fullmatch(name):", "if not HOSTNAME.match(name):"),
     Mutant("tools/labelling/uploads.py", "if wanted > SCAN_BYTES:", "if wanted > 10 * SCAN_BYTES:"),

@@ -41,14 +41,23 @@ def test_dice_is_that_of_the_definition(write_labels, label):
 
 
 def test_values_of_the_reference_become_classes_by_the_map(write_labels, label):
-    values = np.choose(label.astype(int), [0, 7, 2, 5])  # liver is 7 there, 5 counts as background
-    values[0, 7, 7] = 5
-    dice = measure_dice(
-        write_labels("a.nii.gz", label), write_labels("b.nii.gz", values), LABELS[:3], {0: 0, 7: 1, 2: 2, 5: 0}
+    reference = write_labels("b.nii.gz", np.choose(label.astype(int), [0, 7, 2, 5]))  # liver is 7, 5 is background
+    segmentation = write_labels("a.nii.gz", np.choose(np.roll(label, 1, axis=0).astype(int), [0, 7, 2, 0]))
+    dice = measure_dice(segmentation, reference, LABELS[:3], {0: 0, 7: 1, 2: 2, 5: 0})
+    numbers = np.where(label == 3, 0, label)
+    expected = measure_dice(
+        write_labels("c.nii.gz", np.roll(numbers, 1, axis=0)), write_labels("d.nii.gz", numbers), LABELS[:3]
     )
-    assert dice == {"liver": 1, "spleen": 1}
+    assert dice == expected
+    assert dice["liver"] == pytest.approx(0.75)
     with pytest.raises(LabelValueError, match="7"):
-        measure_dice(tmp := write_labels("a.nii.gz", label), tmp.with_name("b.nii.gz"), LABELS[:3], {0: 0, 2: 2})
+        measure_dice(write_labels("c.nii.gz", np.where(label == 2, 2, 0)), reference, LABELS[:3], {0: 0, 2: 2})
+
+
+def test_a_segmentation_with_values_of_another_table_is_refused(write_labels, label):
+    reference = write_labels("b.nii.gz", np.choose(label.astype(int), [0, 7, 2, 0]))
+    with pytest.raises(LabelValueError, match=r"a\.nii\.gz: found the value 1, wanted only 0, 7, 2"):
+        measure_dice(write_labels("a.nii.gz", np.where(label < 3, label, 0)), reference, LABELS[:3], {0: 0, 7: 1, 2: 2})
 
 
 def test_the_same_file_has_dice_1_and_background_is_left_out(write_labels, label):

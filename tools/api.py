@@ -9,15 +9,12 @@ segmentation = model.segment("scan.nii.gz")  # a nibabel image
 
 from __future__ import annotations
 
-import json
 import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-import nibabel as nib
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
@@ -30,9 +27,9 @@ from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError
 from tools.inference import ScanSegmenter
 from tools.models import Model, find_model, list_models
-from tools.scans import read_facts
+from tools.scans import NiftiImage, find_names, load_image, read_facts, save_image
 
-Scan: TypeAlias = str | Path | nib.Nifti1Image
+Scan: TypeAlias = str | Path | NiftiImage
 Result = TypeVar("Result")
 
 
@@ -71,7 +68,7 @@ class LoadedModel:
         self.postprocessing: Compose = self._segmenter.postprocessing
         self.device: torch.device = self._segmenter.device
 
-    def segment(self, scan: Scan) -> nib.Nifti1Image:
+    def segment(self, scan: Scan) -> NiftiImage:
         """Return the segmentation of a scan, uint8 in the scan's grid, with the names of its values in the header.
 
         Args:
@@ -82,13 +79,12 @@ class LoadedModel:
         """
         return _with_path(scan, self._folder.name, self._segment)
 
-    def _segment(self, path: Path) -> nib.Nifti1Image:
+    def _segment(self, path: Path) -> NiftiImage:
         name = secrets.token_hex(8)
         self._segmenter.segment(name, path)
         written = self._segmenter.writer.locate(name)
         try:
-            image = nib.load(written)
-            return type(image)(np.array(image.dataobj), image.affine, image.header)
+            return load_image(written)
         finally:
             written.unlink()
 
@@ -106,7 +102,7 @@ def load_model(name: str, device: str | torch.device = "auto") -> LoadedModel:
     return LoadedModel(find_model(name, "model"), device)
 
 
-def segment(scan: Scan, model: str | LoadedModel | None = None, device: str | torch.device = "auto") -> nib.Nifti1Image:
+def segment(scan: Scan, model: str | LoadedModel | None = None, device: str | torch.device = "auto") -> NiftiImage:
     """Return the segmentation of a scan, uint8 in the scan's grid, with the names of its values in the header.
 
     Args:
@@ -128,20 +124,16 @@ def segment(scan: Scan, model: str | LoadedModel | None = None, device: str | to
     return LoadedModel(chosen, device).segment(scan)
 
 
-def read_names(segmentation: nib.Nifti1Image) -> dict[int, str]:
+def read_names(segmentation: NiftiImage) -> dict[int, str]:
     """Return the names of the values of a segmentation that this package made.
 
     Raises:
         ConfigValueError: if its header has none.
     """
-    for extension in segmentation.header.extensions:
-        try:
-            content = json.loads(extension.get_content())
-        except ValueError:
-            continue
-        if isinstance(content, dict) and "labels" in content:
-            return {int(value): str(name) for value, name in content["labels"].items()}
-    raise ConfigValueError("segmentation", "no names in its header", "one that this package made", "segment again")
+    names = find_names(segmentation)
+    if names is None:
+        raise ConfigValueError("segmentation", "no names in its header", "one that this package made", "segment again")
+    return names
 
 
 def _with_path(scan: Scan, folder: str, action: Callable[[Path], Result]) -> Result:
@@ -149,7 +141,7 @@ def _with_path(scan: Scan, folder: str, action: Callable[[Path], Result]) -> Res
     if isinstance(scan, (str, Path)):
         return action(make_absolute(scan))
     path = Path(folder) / f"{secrets.token_hex(8)}.nii.gz"
-    nib.save(scan, path)
+    save_image(scan, path)
     try:
         return action(path)
     finally:

@@ -118,16 +118,10 @@ def read_card(card: str) -> dict[str, Any]:
 
 
 def number_labels(card: str) -> dict[str, int]:
-    """Return the numbers of the structures as segmentations have them."""
-    return {name: value for value, name in enumerate(read_card(card)["labels"]) if value}
-
-
-def renumber(source: Path, target: Path, label_map: dict[int, int]) -> None:
-    """Write a label file of a data set with the numbers of segmentations, as one that was drawn in a viewer."""
-    label = nib.load(source)
-    voxels = np.asarray(label.dataobj)
-    numbers = sum(np.where(voxels == value, number, 0) for value, number in label_map.items())
-    nib.save(nib.Nifti1Image(numbers.astype(np.uint8), label.affine), target)
+    """Return the values of the structures in label files and segmentations."""
+    content = read_card(card)
+    values = {number: value for value, number in reversed(content["label_map"].items())}
+    return {name: values[number] for number, name in enumerate(content["labels"]) if number}
 
 
 def find_port() -> int:
@@ -159,7 +153,7 @@ def server(archives: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         for case in cases:
             scan, label = (EMBEDDED / card / kind / f"{case}.nii.gz" for kind in ("imagesTr", "labelsTr"))
             (studies / scan.name).write_bytes(scan.read_bytes())
-            renumber(label, folder / "labels" / label.name, read_card(card)["label_map"])
+            (folder / "labels" / label.name).write_bytes(label.read_bytes())
     (studies / f"{BROKEN}.nii.gz").write_bytes((studies / f"{CASE}.nii.gz").read_bytes()[:5000])
     command = [sys.executable, "-m", "tools", "label", "start", str(studies)]
     command += ["--bundles", ",".join(map(str, archives.values())), "--app", str(app), "--port", str(port)]

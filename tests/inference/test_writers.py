@@ -14,6 +14,7 @@ from monai.transforms import SaveImaged
 from tools.errors import ConfigValueError, GeometryMismatchError
 from tools.inference import SaveProbabilitiesd, SaveSegmentationd
 from tools.inference.writers import write_segmentation
+from tools.scans import find_names
 
 LABELS = ["background", "liver", "Milz (links)"]
 
@@ -122,7 +123,22 @@ def test_a_write_that_fails_half_way_leaves_no_file(write_phantom, tmp_path, mon
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_more_labels_than_uint8_holds_are_refused(tmp_path):
-    SaveSegmentationd("pred", tmp_path, [str(value) for value in range(256)])
-    with pytest.raises(ConfigValueError, match="257 names"):
-        SaveSegmentationd("pred", tmp_path, [str(value) for value in range(257)])
+@pytest.mark.parametrize(("values", "dtype"), [([0, 1, 7], np.uint8), ([0, 205, 420], np.uint16)])
+def test_values_are_those_of_the_label_files_and_the_table_says_so(values, dtype, write_phantom, tmp_path):
+    numbers = make_segmentation()
+    image = MetaTensor(torch.tensor(values)[numbers.long()][None].float(), meta={"filename_or_obj": write_phantom()})
+    SaveSegmentationd("pred", tmp_path, LABELS, values=values)({"pred": image, "name": "all"})
+    SaveSegmentationd("pred", tmp_path, LABELS, structures=LABELS[2:], values=values)({"pred": image, "name": "one"})
+    written, alone = (nib.load(tmp_path / f"{name}_seg.nii.gz") for name in ("all", "one"))
+    assert written.get_data_dtype() == dtype
+    expected = np.choose(numbers.numpy().astype(int), values)
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), expected)
+    np.testing.assert_array_equal(np.asanyarray(alone.dataobj), np.where(expected == values[2], expected, 0))
+    assert find_names(written) == dict(zip(values, LABELS, strict=True))
+    assert find_names(alone) == {0: LABELS[0], values[2]: LABELS[2]}
+
+
+@pytest.mark.parametrize("values", [[0, 1, 1], [0, 1], [0, 1, 70_000], [0, -1, 2]])
+def test_values_that_no_file_can_hold_apart_are_refused(values, tmp_path):
+    with pytest.raises(ConfigValueError, match="a value of its own for each of 3 labels"):
+        SaveSegmentationd("pred", tmp_path, LABELS, values=values)

@@ -15,7 +15,9 @@ import torch
 import yaml
 from comparisons import assert_equal_to_scale
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.networks.nets import SwinUNETR
+from monai.transforms import Compose, Invertd, SaveImaged
 
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, locate_bundle
 from tools.errors import BundleError, CheckpointError, ConfigValueError, MissingFileError
@@ -99,11 +101,20 @@ def test_json_and_yaml_are_equal_and_the_card_is_in_both(archive):
     assert "tools/datasets" not in files["configs/train.yaml"].decode()
 
 
-def test_label_files_have_the_numbers_of_the_segmentations(archive):
-    *_, path = archive
-    parser = ConfigParser(yaml.safe_load(read(path)["configs/train.yaml"]))
-    numbers = list(range(len(parser["labels"])))
-    assert parser.get_parsed_content("label_map") == dict(zip(numbers, numbers, strict=True))
+def test_segmentations_have_the_values_of_the_label_files(archive):
+    *_, card, path = archive
+    files, known = read(path), yaml.safe_load((CARDS / f"{card}.yaml").read_text())
+    maps = [ConfigParser(yaml.safe_load(files[f"configs/{name}.yaml"])) for name in ("train", "inference")]
+    assert [parser.get_parsed_content("label_map") for parser in maps] == [known["label_map"]] * 2
+    values = [next(v for v, c in known["label_map"].items() if c == number) for number in range(len(known["labels"]))]
+    channels = json.loads(files["configs/metadata.json"])["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert channels == dict(zip(map(str, values), known["labels"], strict=True))
+    # MONAI Label leaves out what writes files, and saves what comes out before
+    parser = ConfigParser(json.loads(files["configs/inference.json"]))
+    steps = parser.get_parsed_content("postprocessing").transforms
+    chain = Compose([step for step in steps if not isinstance(step, (SaveImaged, Invertd))])
+    logits = torch.eye(len(values)).reshape(len(values), len(values), 1, 1)
+    assert chain({"pred": MetaTensor(logits)})["pred"].flatten().tolist() == values
 
 
 def test_the_model_fits_its_network_by_names_alone(archive, tmp_path):
@@ -148,7 +159,7 @@ def test_a_card_of_ones_own_shapes_configs_and_network(tmp_path):
     packed = torch.load(io.BytesIO(read(path)["models/model.pt"]), weights_only=True)
     assert all(torch.equal(packed[name], tensor) for name, tensor in network.state_dict().items())
     train = yaml.safe_load(read(path)["configs/train.yaml"])
-    assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 1: 1}  # 7 is for the files of that card only
+    assert ConfigParser(train).get_parsed_content("label_map") == {0: 0, 7: 1}
 
 
 @pytest.mark.costs(exports=1)

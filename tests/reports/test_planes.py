@@ -21,7 +21,7 @@ def read(tmp_path: Path, voxels: np.ndarray, labels: np.ndarray, units: str = "m
         image = nib.Nifti1Image(array, np.diag([-2, 1, 3, 1]))
         image.header.set_xyzt_units(units)
         nib.save(image, path)
-    return read_case(*paths, num_classes)
+    return read_case(*paths, {value: str(value) for value in range(num_classes)})
 
 
 def make_noise(low: float = 1, high: float = 100) -> np.ndarray:

@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.checks import check_scan, read_header
+from tools.checks import check_scan
 from tools.errors import MissingFileError, ToolsError, UnreadableScanError
+from tools.scans import Scan
 
 
 @pytest.mark.parametrize("cut", [10, 100, 300, -30], ids=lambda cut: f"{cut} bytes")
@@ -36,7 +37,7 @@ def test_a_truncated_plain_file_ends_early_before_its_voxels_are_read(write_scan
     path = write_scan("scan.nii")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UnreadableScanError) as caught:
-        read_header(path)
+        Scan(path)
     assert_readable(caught.value, path, "ends early", "again")
 
 
@@ -219,7 +220,7 @@ def test_every_scalar_type_and_byte_order_passes_in_silence(write_scan, caplog, 
 def test_axes_of_length_one_behind_the_third_pass(write_scan):
     path = write_scan(voxels=np.arange(720, dtype=np.int16).reshape(8, 9, 10, 1))
     check_scan(path)
-    assert read_header(path).shape == (8, 9, 10, 1)
+    assert Scan(path).shape == (8, 9, 10)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 
 from tools.demonstration import EMBEDDED
 from tools.errors import GeometryMismatchError, MissingFileError, UnreadableScanError
-from tools.scans.grids import check_same_grid
-from tools.scans.nifti import load_scan, read_header
+from tools.scans import Scan, check_same_grid
+from tools.scans.nifti import load_scan
 from tools.transforms import FillNonFinited, LoadScand
 
 ORDERS = [
@@ -97,19 +97,22 @@ def test_two_grids_are_the_same_in_mm_whatever_their_units(truth, tmp_path):
     affine[:3] /= 1000
     metres = nib.Nifti1Image(np.asanyarray(truth.dataobj), affine)
     metres.header.set_xyzt_units("meter")
-    check_same_grid(truth, metres, "image", "label")
+    nib.save(truth, tmp_path / "image.nii.gz")
+    nib.save(metres, tmp_path / "label.nii.gz")
+    check_same_grid(Scan(tmp_path / "image.nii.gz"), Scan(tmp_path / "label.nii.gz"))
     affine[0, 3] += 0.6e-3 * SPACING[0]
     moved = nib.Nifti1Image(np.asanyarray(truth.dataobj), affine)
     moved.header.set_xyzt_units("meter")
+    nib.save(moved, tmp_path / "label.nii.gz")
     with pytest.raises(GeometryMismatchError, match=r"up to 0\.6 voxels \(0\.5 mm\) off"):
-        check_same_grid(truth, moved, "image", "label")
+        check_same_grid(Scan(tmp_path / "image.nii.gz"), Scan(tmp_path / "label.nii.gz"))
 
 
 def test_a_spacing_that_contradicts_the_affine_is_refused_and_one_that_is_a_little_off_is_told(truth, tmp_path, caplog):
-    read_header(write(truth, tmp_path / "little.nii.gz", "pixdim 0.02"))
+    Scan(write(truth, tmp_path / "little.nii.gz", "pixdim 0.02"))
     assert "that of the affine is taken" in caplog.text
     with pytest.raises(UnreadableScanError, match=r"beside one of 0\.8 x 1\.25 x 3\.75 \(affine\)"):
-        read_header(write(truth, tmp_path / "much.nii.gz", "pixdim 0.2"))
+        Scan(write(truth, tmp_path / "much.nii.gz", "pixdim 0.2"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tools.scans.nifti import check_scan, read_header
+from tools.scans.nifti import check_scan
 
 if TYPE_CHECKING:
     from tools.checks.pairs import check_dataset, check_pair
@@ -21,7 +21,6 @@ __all__ = [
     "check_pair",
     "check_scan",
     "check_shares",
-    "read_header",
     "select_readable",
 ]
 # imported when they are asked for: they stand on MONAI and torch, which commands that look at a header do without

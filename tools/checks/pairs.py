@@ -19,8 +19,7 @@ from tools.errors import (
     LabelValueError,
     ToolsError,
 )
-from tools.scans.grids import check_same_grid
-from tools.scans.nifti import read_header, read_voxels
+from tools.scans import Scan, check_same_grid
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +40,13 @@ def check_pair(
 
     Raises:
         MissingFileError: if one of the files does not exist.
-        UnreadableScanError: if one of the files is refused by `read_header`, or the label is damaged.
+        UnreadableScanError: if one of the files is refused by `Scan`, or the label is damaged.
         GeometryMismatchError: if shapes or affines differ.
         LabelValueError: if the label holds other values.
     """
-    image, label = read_header(image_path, num_channels), read_header(label_path)
-    check_same_grid(image, label, image_path, label_path)
-    voxels = read_voxels(label_path, label)
+    image, label = Scan(image_path, num_channels), Scan(label_path)
+    check_same_grid(image, label)
+    voxels = label.read()
     allowed = sorted({int(value) for value in label_values})
     unknown = voxels[~np.isin(voxels, allowed)]
     if unknown.size:

@@ -11,7 +11,7 @@ from functools import partial
 from tqdm import tqdm
 
 from tools.errors import EmptyDatasetError, ToolsError
-from tools.scans.nifti import check_scan
+from tools.scans import check_scan
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tools.datasets.datalists import read_datalist, take_share
+from tools.datasets.labels import list_label_values
 from tools.datasets.scans import list_scans, name_case, name_results
 from tools.datasets.unlabelled import list_unlabelled, split_unlabelled
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DiskDataset",
+    "list_label_values",
     "list_scans",
     "list_unlabelled",
     "name_case",

@@ -6,4 +6,10 @@ from tools.inference.segmenter import ScanSegmenter
 from tools.inference.slice_windows import SliceWindowInferer
 from tools.inference.writers import SaveProbabilitiesd, SaveSegmentationd
 
-__all__ = ["MirroringInferer", "SaveProbabilitiesd", "SaveSegmentationd", "ScanSegmenter", "SliceWindowInferer"]
+__all__ = [
+    "MirroringInferer",
+    "SaveProbabilitiesd",
+    "SaveSegmentationd",
+    "ScanSegmenter",
+    "SliceWindowInferer",
+]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import monai
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
@@ -29,7 +28,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
-from tools.checks import read_header
 from tools.datasets import name_results
 from tools.errors import (
     CheckpointError,
@@ -45,7 +43,7 @@ from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
-from tools.scans.grids import find_affine_mm
+from tools.scans import Scan
 from tools.tables import format_table, write_volume_table
 
 logger = logging.getLogger(__name__)
@@ -213,11 +211,10 @@ class ScanSegmenter:
         preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
         try:
             with _time(seconds, "report"):
-                volumes_ml = measure_volumes_ml(segmentation_path, self.labels)
-                volumes_ml = {name: volumes_ml[name] for value, name in self.writer.names.items() if value}
+                volumes_ml = measure_volumes_ml(segmentation_path, self.writer.names)
                 numbers = measure_statistics(path, segmentation_path, self.writer.names) if self.statistics else None
                 if self.preview:
-                    write_preview(path, segmentation_path, self.labels, preview_path, title=name)
+                    write_preview(path, segmentation_path, self.writer.table, preview_path, title=name)
         except BaseException:
             segmentation_path.unlink(missing_ok=True)  # a scan that failed leaves no result that looks like one
             raise
@@ -233,7 +230,7 @@ class ScanSegmenter:
     def _read(self, data: dict[str, Any]) -> dict[str, Any]:
         path = data["image"]
         # refuses what LoadImaged would read: time series, slices, colours; then what no network can segment
-        self._check_size(path, read_header(path, self.num_channels))
+        self._check_size(Scan(path, self.num_channels))
         data = self.preprocessing(data, end=self._num_readers)
         lowest, highest = float(data["image"].min()), float(data["image"].max())
         if lowest == highest:
@@ -243,30 +240,29 @@ class ScanSegmenter:
             logger.warning(told, path, lowest, highest)
         return data
 
-    def _check_size(self, path: str, image: nib.Nifti1Image) -> None:
+    def _check_size(self, scan: Scan) -> None:
         """Refuse voxels ten times as fine or coarse as those that the model knows, and what memory does not hold."""
         wanted = self.settings.get("pixdim")
         if wanted is None:
             return
-        lengths_mm = np.linalg.norm(find_affine_mm(image)[:3, :3], axis=0)
-        spacing = np.sort(lengths_mm)
+        spacing = np.sort(scan.spacing_mm)
         ratio = spacing / np.sort(np.asarray(wanted, float))
         if ratio.max() < 1 / _FARTHEST_SPACING or ratio.min() > _FARTHEST_SPACING:
             raise UnreadableScanError(
-                path,
+                scan.path,
                 f"voxels of {' x '.join(f'{length:.4g}' for length in spacing)} mm",
                 f"about the {' x '.join(f'{length:g}' for length in wanted)} mm of the model",
                 "correct the units or the spacing in the header, or take another model",
             )
-        num_prepared = np.prod(lengths_mm * image.shape[:3]) / np.prod(np.asarray(wanted, float))
-        num_source = math.prod(image.shape[:3])
+        num_prepared = np.prod(scan.spacing_mm * scan.shape) / np.prod(np.asarray(wanted, float))
+        num_source = math.prod(scan.shape)
         # in float32: the volume as it is read and as it is prepared, the logits of all classes in both grids
         needed_gb = 4e-9 * (num_source + num_prepared) * (self.num_channels + len(self.labels))
         free_gb = find_free_memory_gb("cpu")
         if free_gb is not None and needed_gb > free_gb:
             found = f"{num_prepared / 1e6:,.0f} million voxels at the spacing of the model, about {needed_gb:,.1f} GB"
             remedy = "cut the scan to the part of the body, or correct the spacing in its header"
-            raise MemoryLimitError(path, found, f"what {free_gb:,.1f} GB of free memory hold", remedy)
+            raise MemoryLimitError(scan.path, found, f"what {free_gb:,.1f} GB of free memory hold", remedy)
 
     def _predict(self, image: MetaTensor, path: str, name: str) -> torch.Tensor:
         progress = WindowProgress(self.network, name, count_passes(self.inferer, image.shape[1:]))
@@ -294,7 +290,7 @@ class ScanSegmenter:
             "hardware": describe_hardware(),
             "amp": self.amp,
             "weights": self._describe_weights(),
-            "labels": dict(enumerate(self.labels)),
+            "labels": self.writer.table,
             "settings": self.settings,
             "scans": {},
         }

@@ -4,36 +4,34 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 
 from tools.datasets import name_case
-from tools.errors import ConfigValueError, GeometryMismatchError
-from tools.files import write_atomically
+from tools.errors import ConfigValueError
+from tools.scans import Scan
 
 
 class SaveSegmentationd(SaveImaged):
-    """Write label maps `(1, H, W, D)` in the source grid as `<scan>_seg.nii.gz`, uint8, with the source's header.
+    """Write label maps `(1, H, W, D)` in the source grid as `<scan>_seg.nii.gz` with the source's header.
 
     The header is copied from the scan, so that affine, qform, sform and units are the scan's to the last bit, and
-    the label names travel in a NIfTI comment. It is a `SaveImaged`, which MONAI Label leaves out to write the result
-    itself.
+    the names of the values travel in a NIfTI comment. Voxels are uint8, uint16 where a value is above 255. It is a
+    `SaveImaged`, which MONAI Label leaves out to write the result itself.
 
     Args:
         keys: keys of the label maps.
         output_dir: folder of the files.
         labels: names of the classes, background first.
         output_postfix: what is put after the scan's name.
-        structures: names of the classes that are kept, with their values; the others become background. None: all.
+        structures: names of the classes that are kept; the others become background. None: all.
+        values: of the classes in the label maps; None: 0, 1, 2, ...
     """
 
     def __init__(
@@ -43,13 +41,18 @@ class SaveSegmentationd(SaveImaged):
         labels: Sequence[str],
         output_postfix: str = "seg",
         structures: Sequence[str] | None = None,
+        values: Sequence[int] | None = None,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, separate_folder=False)
-        if len(labels) > np.iinfo(np.uint8).max + 1:
-            raise ConfigValueError("labels", f"{len(labels)} names", "at most 256, the values of uint8", "use fewer")
+        values = list(range(len(labels)) if values is None else values)
+        if len(set(values)) != len(labels) or min(values) < 0 or max(values) > np.iinfo(np.uint16).max:
+            wanted = f"a value of its own for each of {len(labels)} labels, from 0 to {np.iinfo(np.uint16).max}"
+            raise ConfigValueError("label_map", f"the values {values}", wanted, "correct the label map")
         self.output_dir = Path(output_dir)
         self.output_postfix = output_postfix
-        self.names = choose_structures(labels, structures)
+        self.table = dict(zip(values, labels, strict=True))
+        kept = choose_structures(labels, structures)
+        self.names = {value: name for number, (value, name) in enumerate(self.table.items()) if number in kept}
 
     def locate(self, name: str) -> Path:
         """Return the path of the segmentation of the scan called `name`."""
@@ -92,7 +95,7 @@ class SaveProbabilitiesd(SaveImaged):
         super().__init__(keys, output_dir=output_dir, output_postfix="prob", separate_folder=False)
         self.output_dir = Path(output_dir)
         names = choose_structures(labels, structures)
-        self.names = names if structures is None else {value: name for value, name in names.items() if value}
+        self.names = names if structures is None else {number: name for number, name in names.items() if number}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the probabilities; `data["name"]` names the result, else the file name of the scan does."""
@@ -101,12 +104,13 @@ class SaveProbabilitiesd(SaveImaged):
             name = data.get("name") or name_case(source)
             logits = torch.as_tensor(data[key]).float()
             values = torch.softmax(logits, dim=0)[list(self.names)].movedim(0, -1).cpu().numpy()
-            _write_like(source, values, self.output_dir / f"{name}_prob.nii.gz", dict(enumerate(self.names.values())))
+            names = dict(enumerate(self.names.values()))
+            Scan(source, num_channels=None).write_like(values, self.output_dir / f"{name}_prob.nii.gz", names)
         return dict(data)
 
 
 def choose_structures(labels: Sequence[str], structures: Sequence[str] | None) -> dict[int, str]:
-    """Return the names of the classes that are kept by their values, background always.
+    """Return the names of the classes that are kept by their numbers, background always.
 
     Raises:
         ConfigValueError: if there is no class of a name.
@@ -120,7 +124,7 @@ def choose_structures(labels: Sequence[str], structures: Sequence[str] | None) -
         near = difflib.get_close_matches(unknown[0], list(labels)[1:], n=1)
         remedy = f"write {near[0]}" if near else "correct --structures"
         raise ConfigValueError("structures", repr(unknown[0]), f"one or more of {', '.join(list(labels)[1:])}", remedy)
-    return {value: name for value, name in known.items() if value == 0 or name in structures}
+    return {number: name for number, name in known.items() if number == 0 or name in structures}
 
 
 def write_segmentation(
@@ -137,31 +141,8 @@ def write_segmentation(
     Raises:
         GeometryMismatchError: if the number of voxels along an axis differs.
     """
-    scan = nib.load(source)
-    if tuple(segmentation.shape) != scan.shape[:3]:
-        raise GeometryMismatchError(
-            source,
-            f"a segmentation of {tuple(segmentation.shape)} voxels",
-            f"the {scan.shape[:3]} voxels of the scan",
-            "end the postprocessing with Invertd, so that the result lies in the scan's grid",
-        )
-    values = np.asarray(torch.as_tensor(segmentation).cpu(), dtype=np.uint8)
-    kept = np.zeros(256, np.uint8)
+    dtype = np.uint8 if max(names) <= np.iinfo(np.uint8).max else np.uint16
+    values = np.asarray(torch.as_tensor(segmentation).cpu()).astype(dtype)
+    kept = np.zeros(np.iinfo(dtype).max + 1, dtype)
     kept[list(names)] = list(names)
-    values = kept[values]
-    if math.prod(scan.shape[3:]) == 1:  # the grid of the scan with all its axes; of several channels, that of one
-        values = values.reshape(scan.shape)
-    _write_like(source, values, Path(path), names)
-
-
-def _write_like(source: str | Path, values: np.ndarray, path: Path, names: Mapping[int, str]) -> None:
-    """Write voxels in the grid and with the header of a scan; the names travel in a comment."""
-    scan = nib.load(source)
-    image = type(scan)(values, scan.affine, scan.header)
-    image.set_data_dtype(values.dtype)
-    image.header["cal_min"] = image.header["cal_max"] = 0
-    image.header.extensions.clear()
-    comment = json.dumps({"labels": {str(value): name for value, name in names.items()}})
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
-    with write_atomically(path) as temporary:
-        nib.save(image, temporary)
+    Scan(source, num_channels=None).write_like(kept[values], path, names)

@@ -13,6 +13,7 @@ from typing import Any
 from monai.bundle.properties import MetaProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from tools.datasets import list_label_values
 from tools.linting.bundle import METADATA, Bundle
 from tools.linting.documents import SEPARATOR
 from tools.linting.findings import Finding, Severity, show, suggest
@@ -167,14 +168,18 @@ def _check_format(content: Mapping[str, Any], bundle: Bundle) -> Iterator[Findin
         if not isinstance(tensors[first], dict):
             continue
         place = f"{place}#{first}"
-        yield from _check_channels(tensors[first], place)
+        yield from _check_channels(tensors[first], place, side, bundle)
         yield from _check_tensor(tensors[first], place, side, bundle)
 
 
-def _check_channels(tensor: Mapping[str, Any], place: str) -> Iterator[Finding]:
+def _check_channels(tensor: Mapping[str, Any], place: str, side: str, bundle: Bundle) -> Iterator[Finding]:
     channels, count = tensor.get("channel_def"), tensor.get("num_channels")
     if isinstance(channels, dict) and isinstance(count, int):
         wanted = [str(index) for index in range(count)]
+        if side == "outputs":  # an exported bundle gives segmentations the values that its label files have
+            maps = [evaluate(config, "label_map") for config in bundle.choose("inference", 1)]
+            known = next((own for own in maps if isinstance(own, dict) and is_plain(own)), None)
+            wanted = list(map(str, list_label_values(known))) if known else wanted
         if list(channels) != wanted and len(channels) != count:
             found = f"{len(channels)} channels"
             yield _report(f"{place}#channel_def", found, f"{count}, which is num_channels", "correct one of them")

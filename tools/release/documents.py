@@ -53,7 +53,8 @@ def describe_metadata(
     pred |= {
         "num_channels": len(labels),
         "spatial_shape": list(window[: len(pred["spatial_shape"])]),
-        "channel_def": {str(number): label for number, label in enumerate(labels)},
+        # by the values of segmentations and label files: MONAI Label shows and saves them so
+        "channel_def": {str(value): label for value, label in zip(config["label_values"], labels, strict=True)},
     }
     return result
 
@@ -84,8 +85,8 @@ python -m monai.bundle onnx_export network_def --filepath models/model.onnx --ck
 `--device cpu`, `--mirroring True` (mean over mirror images, slower) and every other key of a config can be given on the
 command line. `train.yaml` starts from `models/model.pt` (`--pretrained None`: from random weights) and, when it ends,
 puts its result there; the model before stays as `models/model_previous.pt` (`--replace_model False`: all stays). Label
-files have the numbers of the segmentations, `channel_def` in `configs/metadata.json`; for files with other numbers give
-a config with `label_map: {{value: number, ...}}` as the last one, for Dice too.
+files have the values of the segmentations, `channel_def` in `configs/metadata.json`; for files with other values give a
+config with `label_map: {{value: number of the class, ...}}` as the last one, for Dice too.
 
 In Python, from any folder:
 

@@ -168,8 +168,7 @@ def _merge_configs(root: Path, card: Path, overlay: Path, facts: Mapping[str, An
         if path.parent != configs or path.stem not in ALONE:
             files[file] = path.read_bytes()
             continue
-        # label_map: label files of an exported bundle have the numbers of its segmentations, as MONAI Label saves them
-        overlays, omit = [card], ["card", "checkpoint", "label_map", "bundle_root"]
+        overlays, omit = [card], ["card", "checkpoint", "bundle_root"]
         changes = dict(facts or {}) if path.stem in ("inference", "train") else {}
         if path.stem == "inference":
             overlays += [overlay] if overlay.is_file() and card.parent == CARDS else []
@@ -217,7 +216,8 @@ def _resolve(text: str) -> dict[str, Any]:
     window = list(parser.get_parsed_content(size))
     if len(window) == 2:
         window.append(parser.get_parsed_content("window_slices"))
-    return config | {"window": window, "network_def": parser.get_parsed_content("network_def")}
+    parsed = {name: parser.get_parsed_content(name) for name in ("network_def", "label_values")}
+    return config | {"window": window} | parsed
 
 
 def _pack(state: Mapping[str, torch.Tensor], weights: Path) -> bytes:

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from tools.checks import read_header
 from tools.reports.colours import pick_colour
 from tools.reports.volumes import convert_to_ml, count_voxels_per_slice, read_labels
-from tools.scans.grids import check_same_grid, find_affine_mm
-from tools.scans.nifti import read_voxels
+from tools.scans import Scan, check_same_grid
 
 _OUTLINE_PX = 2
 _SUPERSAMPLING = 2  # smooths the outlines; edges of large voxels stay sharp
@@ -65,27 +63,26 @@ class Case:
     volumes_ml: np.ndarray  # (classes,)
 
 
-def read_case(scan_path: Path, segmentation_path: Path, num_classes: int) -> Case:
+def read_case(scan_path: Path, segmentation_path: Path, names: Mapping[int, str]) -> Case:
     """Return a scan, of several channels the first one, and its label map in RAS order.
 
     Raises:
         MissingFileError: if the scan or the segmentation does not exist.
         UnreadableScanError: if one of them is no 3D NIfTI volume.
         GeometryMismatchError: if they do not lie on the same grid.
-        LabelValueError: if the segmentation holds other values than 0 to `num_classes` - 1.
+        LabelValueError: if the segmentation holds other values than those of `names`.
     """
-    scan = read_header(scan_path, num_channels=None)
-    segmentation, voxels = read_labels(segmentation_path, num_classes)
-    check_same_grid(scan, segmentation, scan_path, segmentation_path)
-    grey = read_voxels(scan_path, scan).reshape(*scan.shape[:3], -1)[..., 0]  # of several channels the first is shown
-    orientation = nib.io_orientation(scan.affine)  # of the scan for both: at 45 degrees rounding could set them apart
-    grey, voxels = (nib.apply_orientation(array, orientation) for array in (grey, voxels))
-    affine = find_affine_mm(scan) @ nib.orientations.inv_ornt_aff(orientation, scan.shape[:3])
+    scan = Scan(scan_path, num_channels=None)
+    segmentation, voxels = read_labels(segmentation_path, names)
+    check_same_grid(scan, segmentation)
+    grey = scan.read().reshape(*scan.shape, -1)[..., 0]  # of several channels the first is shown
+    # by the axes of the scan for both: at 45 degrees rounding could set them apart
+    grey, voxels, affine = scan.turn_to_ras(grey), scan.turn_to_ras(voxels), scan.ras_affine_mm
     window = _find_window(grey)
     box = _find_content((grey > window[0]) | (voxels > 0))
     grey, voxels = grey[box], voxels[box]
     affine[:3, 3] += affine[:3, :3] @ [extent.start for extent in box]
-    per_axis = [count_voxels_per_slice(voxels, num_classes, axis) for axis in range(3)]
+    per_axis = [count_voxels_per_slice(voxels, len(names), axis) for axis in range(3)]
     slices = [_pick_slice(counts[:, 1:]) for counts in per_axis]
     counts = per_axis[0].sum(axis=0)
     return Case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tools.datasets import name_case
 from tools.files import write_atomically
 from tools.reports.colours import pick_colour
 from tools.reports.planes import PLANES, Case, Plane, read_case, trace_outlines
+from tools.reports.volumes import name_values
 
 DPI = 150
 # lengths in pixels
@@ -38,7 +39,7 @@ _BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 def write_preview(
     scan_path: str | Path,
     segmentation_path: str | Path,
-    labels: Sequence[str],
+    labels: Sequence[str] | Mapping[int, str],
     path: str | Path,
     title: str | None = None,
 ) -> None:
@@ -51,7 +52,7 @@ def write_preview(
     Args:
         scan_path: a 3D NIfTI scan.
         segmentation_path: a NIfTI label map in the scan's grid.
-        labels: names of the values 0, 1, 2 ...; the first is the background.
+        labels: names of the values 0, 1, 2 ..., or by their values; the first is the background.
         path: the picture.
         title: what stands above it; default: the name of the scan.
 
@@ -61,9 +62,10 @@ def write_preview(
         GeometryMismatchError: if they do not lie on the same grid.
         LabelValueError: if the segmentation holds other values than those of `labels`.
     """
-    case = read_case(Path(scan_path), Path(segmentation_path), len(labels))
+    names = name_values(labels)
+    case = read_case(Path(scan_path), Path(segmentation_path), names)
     shown = (title or name_case(scan_path)).encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
-    picture = _draw(case, labels, shown).render()
+    picture = _draw(case, [*names.values()], shown).render()
     with write_atomically(path) as temporary:
         picture.save(temporary, format="png", dpi=(DPI, DPI))
 

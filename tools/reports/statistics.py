@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tools.reports.volumes import convert_to_ml, read_labels
-from tools.scans.nifti import read_header, read_voxels
+from tools.scans import Scan
 
 
 def measure_statistics(
@@ -29,18 +29,18 @@ def measure_statistics(
         MissingFileError: if there is no such file.
         UnreadableScanError: if one of them is no NIfTI volume.
     """
-    image, labels = read_labels(segmentation_path, max(names) + 1)
-    scan = read_header(scan_path, num_channels=None)
-    voxels = read_voxels(scan_path, scan).reshape(*scan.shape[:3], -1)[..., 0]
+    segmentation, classes = read_labels(segmentation_path, names)
+    scan = Scan(scan_path, num_channels=None)
+    voxels = scan.read().reshape(*scan.shape, -1)[..., 0]
     statistics = {}
-    for value, name in names.items():
+    for number, (value, name) in enumerate(names.items()):
         if value == 0:
             continue
-        inside = labels == value
+        inside = classes == number
         count = int(inside.sum())
         borders = (np.take(inside, end, axis=axis).any() for axis in range(3) for end in (0, -1))
         statistics[name] = {
-            "volume_mm3": round(float(convert_to_ml(np.array(count), image)) * 1e3, 3),
+            "volume_mm3": round(float(convert_to_ml(np.array(count), segmentation)) * 1e3, 3),
             "mean_intensity": round(float(voxels[inside].mean(dtype=np.float64)), 4) if count else None,
             "touches_border": any(map(bool, borders)),
         }

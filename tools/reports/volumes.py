@@ -3,55 +3,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from tools.errors import LabelValueError
-from tools.scans.grids import find_affine_mm
-from tools.scans.nifti import read_header, read_voxels
+from tools.scans import Scan
 
 
-def measure_volumes_ml(segmentation_path: str | Path, labels: Sequence[str]) -> dict[str, float]:
+def measure_volumes_ml(segmentation_path: str | Path, labels: Sequence[str] | Mapping[int, str]) -> dict[str, float]:
     """Return the volume in mL, rounded to 0.001 (1 mm³), of each class but the background.
 
     Args:
         segmentation_path: a NIfTI label map `(H, W, D)`.
-        labels: names of the values 0, 1, 2 ...; the first is the background.
+        labels: names of the values 0, 1, 2 ..., or by their values; the first is the background.
 
     Raises:
         MissingFileError: if there is no such file.
         UnreadableScanError: if it is no 3D NIfTI volume.
         LabelValueError: if it holds other values than those of `labels`.
     """
-    image, voxels = read_labels(segmentation_path, len(labels))
-    counts = count_voxels_per_slice(voxels, len(labels), axis=2).sum(axis=0)
-    return dict(zip(labels[1:], convert_to_ml(counts, image)[1:].tolist(), strict=True))
+    names = name_values(labels)
+    segmentation, classes = read_labels(segmentation_path, names)
+    counts = count_voxels_per_slice(classes, len(names), axis=2).sum(axis=0)
+    return dict(zip([*names.values()][1:], convert_to_ml(counts, segmentation)[1:].tolist(), strict=True))
 
 
-def read_labels(path: str | Path, num_classes: int) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """Return a label map and its voxels `(H, W, D)` of an integer type, all in 0 to `num_classes` - 1.
+def name_values(labels: Sequence[str] | Mapping[int, str]) -> dict[int, str]:
+    """Return the names by their values, which are 0, 1, 2, ... where nothing else is said."""
+    return dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
+
+
+def read_labels(path: str | Path, names: Mapping[int, str]) -> tuple[Scan, np.ndarray]:
+    """Return a label map and the number of the class of each voxel, `(H, W, D)` integers, in the order of `names`.
+
+    Args:
+        path: a NIfTI label map.
+        names: of the values that it may hold.
 
     Raises:
         MissingFileError: if there is no such file.
         UnreadableScanError: if it is no 3D NIfTI volume.
         LabelValueError: if it holds other values.
     """
-    image = read_header(path)
-    voxels = read_voxels(path, image).reshape(image.shape[:3])
-    low, high = voxels.min(), voxels.max()
-    # NaN fails every comparison, so it is refused here too
-    whole = voxels.dtype.kind in "iu" or bool((low >= 0 and high < num_classes) and (voxels == np.rint(voxels)).all())
-    if not (whole and low >= 0 and high < num_classes):
-        raise LabelValueError(
-            path,
-            f"values from {low:g} to {high:g}{'' if whole else ', not all of them whole'}",
-            f"whole numbers from 0 to {num_classes - 1}",
-            "give the label names that belong to this segmentation",
-        )
-    return image, voxels if voxels.dtype.kind in "iu" else voxels.astype(np.uint16)
+    scan = Scan(path)
+    voxels = scan.read()
+    low, high, largest = voxels.min(), voxels.max(), max(names)
+    inside = bool(low >= 0 and high <= largest)  # NaN fails every comparison, so it is refused here too
+    whole = voxels.dtype.kind in "iu" or (inside and bool((voxels == np.rint(voxels)).all()))
+    if inside and whole:
+        numbers = np.full(largest + 1, len(names), np.uint8 if len(names) < 256 else np.uint16)
+        numbers[list(names)] = range(len(names))
+        classes = numbers[voxels if voxels.dtype.kind in "iu" else voxels.astype(np.int64)]
+        if classes.max() < len(names):
+            return scan, classes
+    known = f"0 to {largest}" if list(names) == list(range(largest + 1)) else ", ".join(map(str, names))
+    raise LabelValueError(
+        path,
+        f"values from {low:g} to {high:g}{'' if whole else ', not all of them whole'}",
+        f"whole numbers from {known}" if known.startswith("0 to") else f"only {known}",
+        "give the label names that belong to this segmentation",
+    )
 
 
 def count_voxels_per_slice(voxels: np.ndarray, num_classes: int, axis: int) -> np.ndarray:
@@ -68,7 +81,7 @@ def count_voxels_per_slice(voxels: np.ndarray, num_classes: int, axis: int) -> n
     return np.stack([np.bincount(plane.ravel(), minlength=num_classes) for plane in slices])
 
 
-def convert_to_ml(counts: np.ndarray, image: nib.Nifti1Image) -> np.ndarray:
-    """Return the volumes in mL of numbers of voxels of `image`, rounded to 0.001."""
-    voxel_mm3 = abs(np.linalg.det(find_affine_mm(image)[:3, :3]))
+def convert_to_ml(counts: np.ndarray, scan: Scan) -> np.ndarray:
+    """Return the volumes in mL of numbers of voxels of `scan`, rounded to 0.001."""
+    voxel_mm3 = abs(np.linalg.det(scan.affine_mm[:3, :3]))
     return np.round(counts * voxel_mm3 / 1e3, 3)

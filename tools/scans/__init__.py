@@ -4,6 +4,19 @@
 from __future__ import annotations
 
 from tools.scans.facts import ScanFacts, read_facts
-from tools.scans.units import get_unit_mm
+from tools.scans.grids import check_same_grid
+from tools.scans.images import NiftiImage, find_names, load_image, save_image
+from tools.scans.nifti import check_scan
+from tools.scans.scan import Scan
 
-__all__ = ["ScanFacts", "get_unit_mm", "read_facts"]
+__all__ = [
+    "NiftiImage",
+    "Scan",
+    "ScanFacts",
+    "check_same_grid",
+    "check_scan",
+    "find_names",
+    "load_image",
+    "read_facts",
+    "save_image",
+]

@@ -6,12 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from tools.scans.grids import find_affine_mm
-from tools.scans.nifti import read_header, read_voxels
-from tools.scans.units import get_unit_mm
+from tools.scans.scan import Scan
 
 _AIR_HU = -200  # below it is no tissue
 _SAMPLE_VOXELS = 200_000
@@ -52,27 +49,20 @@ def read_facts(path: str | Path) -> ScanFacts:
         MissingFileError: if there is no such file.
         UnreadableScanError: if it is no NIfTI volume.
     """
-    path = Path(path)
-    image = read_header(path, num_channels=None)
-    unit_mm = get_unit_mm(image)
-    affine = find_affine_mm(image)[:3, :3]
-    spacing = np.linalg.norm(affine, axis=0)
-    axes = nib.orientations.io_orientation(image.affine)[:, 0].astype(int)
-    extent = np.zeros(3)
-    extent[axes] = spacing * image.shape[:3]
-    sample = _draw_sample(read_voxels(path, image))
+    scan = Scan(path, num_channels=None)
+    sample = _draw_sample(scan.read())
     finite = sample[np.isfinite(sample) & (np.abs(sample) < _NO_DATA)]
     percentiles = np.percentile(finite, (0, 1, 50, 99, 100)) if finite.size else np.full(5, np.nan)
     return ScanFacts(
-        path,
-        tuple(map(int, image.shape)),
-        tuple(round(float(length), 4) for length in spacing),
-        "".join(nib.aff2axcodes(image.affine)),
-        tuple(round(float(length), 1) for length in extent),  # type: ignore[arg-type]
-        str(image.header.get_data_dtype()),
+        scan.path,
+        scan.shape if scan.num_channels == 1 else (*scan.shape, scan.num_channels),
+        tuple(round(float(length), 4) for length in scan.spacing_mm),
+        scan.orientation,
+        tuple(round(float(length), 1) for length in scan.extent_mm),  # type: ignore[arg-type]
+        str(scan.dtype),
         tuple(round(float(value), 4) for value in percentiles),
         _guess_modality(percentiles),
-        tuple(_find_oddities(image, affine, spacing, unit_mm, percentiles, finite.size < sample.size)),
+        tuple(_find_oddities(scan, percentiles, finite.size < sample.size)),
     )
 
 
@@ -88,20 +78,13 @@ def _guess_modality(percentiles: np.ndarray) -> str:
     return "CT" if lowest <= _AIR_HU and highest > 0 else "MR"
 
 
-def _find_oddities(
-    image: nib.Nifti1Image,
-    affine: np.ndarray,
-    spacing: np.ndarray,
-    unit_mm: float,
-    percentiles: np.ndarray,
-    has_no_numbers: bool,
-) -> list[str]:
-    header, found = image.header, []
-    if unit_mm != 1:
-        found.append(f"its unit is {'m' if unit_mm > 1 else 'micron'}, not mm")
-    if header["qform_code"] == 0 and header["sform_code"] == 0:
+def _find_oddities(scan: Scan, percentiles: np.ndarray, has_no_numbers: bool) -> list[str]:
+    found, spacing = [], scan.spacing_mm
+    if scan.unit_mm != 1:
+        found.append(f"its unit is {'m' if scan.unit_mm > 1 else 'micron'}, not mm")
+    if not scan.has_orientation:
         found.append("it says nothing of its orientation (qform and sform code 0)")
-    cosines = affine / spacing
+    cosines = scan.affine_mm[:3, :3] / spacing
     if abs(abs(np.linalg.det(cosines)) - 1) > 1e-3:
         found.append("its axes are not perpendicular")
     elif np.abs(cosines).max(axis=0).min() < 0.999:

@@ -17,7 +17,6 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from tools.errors import MissingFileError, UnreadableScanError
-from tools.scans.grids import find_affine_mm
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +33,25 @@ _READ_ERRORS = (
     LookupError,
     MemoryError,
 )
+# spatial codes 1 (metre) and 3 (micron) of NIfTI's xyzt_units; files that leave the unit unknown (0) mean mm too
+_UNIT_MM = {1: 1e3, 3: 1e-3}
 _ROUNDED, _CONTRADICTING = 0.01, 0.1  # of a spacing
 _DEFLATE_LIMIT = 1032  # deflate cannot shrink data by more than this factor
 _CONVERT = "convert it to a single .nii.gz file of one 3D volume"
 _STACK = "stack the slices of the series into one volume"
 _FETCH = "copy or download it again"
+
+
+def get_unit_mm(image: nib.Nifti1Image) -> float:
+    """Return the length in mm of the unit of the affine, which the NIfTI header states as `xyzt_units`."""
+    return _UNIT_MM.get(int(image.header["xyzt_units"]) & 0b111, 1.0)  # the higher bits are the unit of time
+
+
+def find_affine_mm(image: nib.Nifti1Image) -> np.ndarray:
+    """Return where voxels lie, in mm: the sform if its code is above 0, else the qform, else the spacing alone."""
+    affine = np.array(image.affine)
+    affine[:3] *= get_unit_mm(image)
+    return affine
 
 
 def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Image:
