@@ -31,3 +31,11 @@ def cover(rows: Sequence[Any], columns: Sequence[Any], everywhere: Collection[An
 def sample(values: Iterable[Any], *kept: Any) -> list[Any]:
     """Mark all but those that are kept as `exhaustive`."""
     return [value if value in kept else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+
+
+def thin(combinations: Iterable[tuple[Any, ...]], step: int) -> list[Any]:
+    """Mark all but every `step`th combination as `exhaustive`."""
+    return [
+        pytest.param(*values, marks=[pytest.mark.exhaustive] if number % step else [])
+        for number, values in enumerate(combinations)
+    ]

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 RUN_OVERLAY = "model.yaml"  # what a training leaves
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")  # of the data that a model was trained on
 HUB = "hf://"
+_SMALLEST, _LARGEST = 0.6, 1.5  # of the extent of what a model has seen
 _WEIGHTS = ("best.pt", "last.pt")
 
 
@@ -104,6 +105,27 @@ class Model:
         found = re.search(r"^ +mean +([0-9.]+)", text, re.MULTILINE)
         return float(found[1]) if found else None
 
+    def compare_extent(self, size_mm: Sequence[float]) -> str | None:
+        """Return how a scan's extent to the right, front and head differs from those it has seen, None if it does not.
+
+        Args:
+            size_mm: of the scan.
+        """
+        extent = self.card.get("extent_mm")
+        if extent is None:
+            return None
+        low, high = extent
+        if all(a * _SMALLEST <= size <= b * _LARGEST for size, a, b in zip(size_mm, low, high, strict=True)):
+            return None
+        return (
+            f"has seen scans of {spell_extent(extent)} mm, and this one has {' x '.join(f'{x:.0f}' for x in size_mm)}"
+        )
+
+
+def spell_extent(extent_mm: Sequence[Sequence[float]]) -> str:
+    """Spell an extent to the right, front and head, such as 31-43 x 40-59 x 24-47."""
+    return " x ".join(f"{low:.0f}-{high:.0f}" for low, high in zip(*extent_mm, strict=True))
+
 
 def list_models() -> list[Model]:
     """Return the models of this repository, by bundle and name."""
@@ -149,6 +171,21 @@ def find_model(name: str, option: str = "--model") -> Model:
     wanted = "the name of a model, the folder of a training, or an exported zip or its folder"
     remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(full_names)}"
     raise ConfigValueError(option, repr(name), wanted, remedy.removesuffix("?"))
+
+
+def find_owner(checkpoint: Path) -> Model | None:
+    """Return the model that a file of weights is part of, by what lies beside it; None if nothing tells."""
+    folder = checkpoint.absolute().parent
+    overlay = folder / RUN_OVERLAY
+    if overlay.is_file():
+        root = Path(str(read_config(overlay).get("bundle_root", "")))
+        return Model(str(folder), root if (root / "configs").is_dir() else BUNDLES / root.name, overlay, checkpoint)
+    root, overlay = folder.parent, checkpoint.with_suffix(".yaml")
+    if folder.name != "models" or find_config(root, "inference") is None:
+        return None
+    if overlay.is_file():
+        return Model(f"{root.name}/{overlay.stem}", root, overlay, checkpoint)
+    return Model(root.name, root, None, checkpoint) if checkpoint.name == "model.pt" else None
 
 
 def find_config(bundle: Path, name: str) -> Path | None:

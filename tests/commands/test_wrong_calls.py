@@ -71,7 +71,7 @@ CALLS = {
         ("segment -i scan.nii.gz -o out -m bundle.zip", "bundle.zip: found no zip file that can be read"),
         ("segment -i scan.nii.gz -o out -m photo.png", "wanted the name of a model"),
         ("segment -i scan.nii.gz -o out -m ''", "wanted the name of a model"),
-        ("segment -i scan.nii.gz -o out -m voco_finetune", "is for CT, and the intensities look like MR: scan.nii.gz"),
+        ("segment -i scan.nii.gz -o out -m voco_finetune", "are none: scan.nii.gz"),
         ("segment -i air.nii.gz -o out", "none for air.nii.gz that fits alone"),
         (f"segment -i scan.nii.gz -o out -m {MODEL} -d gpu9x", "wanted auto, cpu, cuda or cuda:N"),
         (f"segment -i scan.nii.gz -o out -m {MODEL} -d cuda:", "wanted auto, cpu, cuda or cuda:N"),

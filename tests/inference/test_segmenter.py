@@ -307,7 +307,7 @@ def test_intensities_without_negative_values_are_told_where_the_model_knows_houn
     shifted = np.asanyarray(image.dataobj) + 1024
     nib.save(nib.Nifti1Image(shifted, image.affine), tmp_path / "scan.nii.gz")
     make_segmenter(tmp_path / "scan.nii.gz").run()
-    assert "wanted Hounsfield units, with air at -1000" in caplog.text
+    assert "are no Hounsfield units, in which fat is at -100 and air at -1000" in caplog.text
     caplog.clear()
     make_segmenter(write_phantom("sound.nii.gz"), output_dir=tmp_path / "other").run()
     assert "Hounsfield" not in caplog.text

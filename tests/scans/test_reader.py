@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import itertools
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from places import KINDS, ORDERS, turn, write
 
 from tools.demonstration import EMBEDDED
 from tools.errors import GeometryMismatchError, MissingFileError, UnreadableScanError
@@ -19,11 +18,6 @@ from tools.scans import Scan, check_same_grid
 from tools.scans.nifti import load_scan
 from tools.transforms import FillNonFinited, LoadScand
 
-ORDERS = [
-    "".join(letters)
-    for axes in itertools.permutations(("LR", "PA", "IS"))
-    for letters in itertools.product(*axes)
-]  # fmt: skip
 SPACING = (0.8, 1.25, 3.75)
 
 
@@ -36,29 +30,7 @@ def truth() -> nib.Nifti1Image:
     return nib.Nifti1Image(voxels, affine)
 
 
-def turn(image: nib.Nifti1Image, order: str) -> nib.Nifti1Image:
-    wanted = nib.orientations.axcodes2ornt(order)
-    return image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
-
-
-def write(image: nib.Nifti1Image, path: Path, kind: str) -> Path:
-    """Write a file whose place stands in one of the forms, perhaps with a spacing that is a little off."""
-    affine = image.affine
-    fresh = nib.Nifti1Image(np.asanyarray(image.dataobj), affine)
-    fresh.set_sform(affine, 0 if kind == "qform" else 1)
-    fresh.set_qform(affine, 1 if kind in ("qform", "both") else 0)
-    if kind.startswith("pixdim"):  # as tools that round leave it; the qform is said to be none and is another
-        fresh.header["pixdim"][1:4] *= 1 + float(kind.removeprefix("pixdim "))
-        fresh.header["quatern_b"], fresh.header["quatern_c"], fresh.header["quatern_d"] = 0, 0, 0
-        fresh.header["pixdim"][0] = 1
-    if kind == "template":
-        fresh.set_sform(affine, 4)
-        fresh.set_qform(np.diag([*np.linalg.norm(affine[:3, :3], axis=0), 1.0]), 1)
-    nib.save(fresh, path)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["sform", "qform", "both", "template", "pixdim 1e-6", "pixdim 1e-4", "pixdim 1e-2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_of_axes_in_every_kind_of_header_is_the_same_patient(order, kind, truth, tmp_path):
     path = write(turn(truth, order), tmp_path / "scan.nii.gz", kind)
@@ -68,6 +40,25 @@ def test_every_order_of_axes_in_every_kind_of_header_is_the_same_patient(order, 
     found = chain({"image": str(path)})["image"]
     np.testing.assert_array_equal(found[0].numpy(), np.asanyarray(truth.dataobj))
     np.testing.assert_allclose(found.affine.numpy(), truth.affine, atol=1e-3)
+
+
+def test_two_forms_that_exchange_left_and_right_are_refused_and_two_places_are_told(truth, tmp_path, caplog):
+    image = nib.Nifti1Image(np.asanyarray(truth.dataobj), truth.affine)
+    image.set_sform(truth.affine, 1)
+    image.set_qform(truth.affine @ np.diag([-1, 1, 1, 1]), 1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(UnreadableScanError, match=r"exchange left and right, wanted two that agree"):
+        Scan(tmp_path / "scan.nii.gz")
+    assert not caplog.text
+    Scan(write(truth, tmp_path / "template.nii.gz", "template"))
+    template = nib.load(tmp_path / "template.nii.gz")
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [8, 6, 4, 1]
+    apart = np.linalg.norm((corners @ (template.get_qform() - template.get_sform()).T)[:, :3], axis=1).max()
+    assert f"up to {apart:.4g} mm apart; the sform is taken" in caplog.text
+    caplog.clear()
+    for kind in ("sform", "qform", "both"):
+        Scan(write(truth, tmp_path / "scan.nii.gz", kind))
+    assert not caplog.text
 
 
 def test_an_image_and_its_label_stay_together_whatever_their_headers_round(truth, tmp_path):

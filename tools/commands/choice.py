@@ -7,29 +7,24 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tools.models import Model
+from tools.models import Model, spell_extent
 
 if TYPE_CHECKING:
     from tools.scans import ScanFacts  # which imports nibabel; a list of models needs none
-
-_SMALLEST, _LARGEST = 0.6, 1.5  # of the extent of what a model has seen
 
 
 def fits(model: Model, scan: ScanFacts) -> str | None:
     """Return why a model is not made for a scan, None if it is, as far as header and intensities tell."""
     modality = model.card.get("modality", "not stated")
     if modality in ("CT", "MR") and modality != scan.modality:
+        if modality == "CT":
+            span = " to ".join(f"{scan.percentiles[end]:g}" for end in (0, -1))
+            return f"is for CT in Hounsfield units, and the intensities, {span}, are none"
         return f"is for {modality}, and the intensities look like {scan.modality}"
     wanted, found = model.config.get("in_channels", 1), math.prod(scan.shape[3:])
     if wanted != found:
         return f"takes {wanted} volumes in a file, and there are {found}"
-    extent = model.card.get("extent_mm")
-    if extent is None:
-        return None
-    size = scan.extent_mm
-    if any(x < low * _SMALLEST or x > high * _LARGEST for x, low, high in zip(size, *extent, strict=True)):
-        return f"has seen scans of {_span(*extent)} mm, and this one has {' x '.join(f'{x:.0f}' for x in size)}"
-    return None
+    return model.compare_extent(scan.extent_mm)
 
 
 def choose_model(models: Sequence[Model], scan: ScanFacts) -> tuple[Model | None, str]:
@@ -58,9 +53,4 @@ def describe_need(model: Model) -> str:
     structures = model.structures
     named = ", ".join(structures[:5]) + (f" and {len(structures) - 5} more" if len(structures) > 5 else "")
     extent = model.card.get("extent_mm")
-    return f"{named} in {model.card.get('modality', '?')}" + (f" of {_span(*extent)} mm" if extent else "")
-
-
-def _span(low: Sequence[float], high: Sequence[float]) -> str:
-    """Spell an extent to the right, front and head, such as 31-43 x 40-59 x 24-47."""
-    return " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
+    return f"{named} in {model.card.get('modality', '?')}" + (f" of {spell_extent(extent)} mm" if extent else "")

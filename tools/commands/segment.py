@@ -134,17 +134,14 @@ def read_first(scans: Sequence[str]) -> ScanFacts:
 
 
 def require_fit(model: Model, scans: Sequence[str]) -> None:
-    """Refuse a model for another modality, or another number of volumes; warn of another extent.
+    """Refuse a model for another modality, or another number of volumes; another extent is told in the run.
 
     Raises:
         ConfigValueError: with what the model is for.
     """
     facts = read_first(scans)
     reason, scan = fits(model, facts), facts.path
-    if reason is None:
-        return
-    if not reason.startswith(("is for", "takes")):  # the extent is a matter of degree
-        logger.warning("%s: %s %s; do not trust the result before you have looked at it", scan, model.name, reason)
+    if reason is None or not reason.startswith(("is for", "takes")):  # the extent is a matter of degree
         return
     wanted = f"a scan as it knows them ({describe_need(model)})"
     remedy = "take another model (`models` lists them), or give --force to segment it all the same"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
+from tools.checks import check_model_settings, find_oddities
 from tools.datasets import name_results
 from tools.errors import (
     CheckpointError,
@@ -41,6 +42,7 @@ from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, find_free_memory_gb, measure_peak_memory_gb
 from tools.inference.progress import WindowProgress, count_passes, spell
 from tools.inference.writers import SaveSegmentationd
+from tools.models import find_owner
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
 from tools.scans import Scan
@@ -108,6 +110,7 @@ class ScanSegmenter:
         self.statistics = statistics
         self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
         scalings = [step for step in self.preprocessing.transforms if isinstance(step, ScaleIntensityRanged)]
+        self.model = find_owner(self.checkpoint)
         self._expects_hu = any(step.scaler.a_min < 0 for step in scalings)
         self._num_readers = _count_leading(self.preprocessing, (LoadImage, LoadImaged))
         self._last_writer = _find_last(self.postprocessing, (SaveImage, SaveImaged))
@@ -129,7 +132,7 @@ class ScanSegmenter:
         self.network.eval()
         names = name_results(self.scans)
         self._protect_scans(names)
-        report = self._begin_report()
+        report = self._begin_report() | {"changes": check_model_settings(self.checkpoint)}
         failures: dict[str, str] = {}
         bar = tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True, disable=not sys.stderr.isatty())
         start_s, num_segmented = time.monotonic(), 0
@@ -184,8 +187,8 @@ class ScanSegmenter:
                     "give another folder, or list the scans with --datalist",
                 )
 
-    def segment(self, name: str, path: str | Path) -> dict[str, float]:
-        """Segment one scan, write the result as that of `name`, and return the seconds of each stage.
+    def segment(self, name: str, path: str | Path) -> tuple[dict[str, float], list[str]]:
+        """Segment one scan, write the result as that of `name`; return the seconds of each stage, and what was odd.
 
         Raises:
             ToolsError: the reason why it cannot be segmented.
@@ -194,7 +197,12 @@ class ScanSegmenter:
         seconds: dict[str, float] = {}
         data: dict[str, Any] = {"image": path, "name": name}
         with _time(seconds, "read"):
-            data = self._read(data)
+            try:
+                data, oddities = self._read(data)
+            except Exception as error:  # MONAI wraps what a transform raises
+                if cause := find_cause(error):
+                    raise cause from None
+                raise
         with _time(seconds, "prepare"):
             data = self.preprocessing(data, start=self._num_readers)
         with _time(seconds, "network"):
@@ -203,10 +211,10 @@ class ScanSegmenter:
             data = self.postprocessing(data, end=self._last_writer)
         with _time(seconds, "write"):
             self.postprocessing(data, start=self._last_writer)
-        return seconds
+        return seconds, oddities
 
     def _segment(self, name: str, path: str) -> dict[str, Any]:
-        seconds = self.segment(name, path)
+        seconds, oddities = self.segment(name, path)
         segmentation_path = self.writer.locate(name)
         preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
         try:
@@ -214,7 +222,7 @@ class ScanSegmenter:
                 volumes_ml = measure_volumes_ml(segmentation_path, self.writer.names)
                 numbers = measure_statistics(path, segmentation_path, self.writer.names) if self.statistics else None
                 if self.preview:
-                    write_preview(path, segmentation_path, self.writer.table, preview_path, title=name)
+                    write_preview(path, segmentation_path, self.writer.table, preview_path, name, oddities)
         except BaseException:
             segmentation_path.unlink(missing_ok=True)  # a scan that failed leaves no result that looks like one
             raise
@@ -222,23 +230,26 @@ class ScanSegmenter:
             "state": "done",
             "segmentation": segmentation_path.name,
             "volumes_ml": volumes_ml,
+            "warnings": oddities,
             **({"statistics": numbers} if numbers is not None else {}),
             "seconds": {stage: round(time_s, 3) for stage, time_s in seconds.items()},
             "peak_memory_gb": measure_peak_memory_gb(self.device),  # of the process until now
         }
 
-    def _read(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         path = data["image"]
         # refuses what LoadImaged would read: time series, slices, colours; then what no network can segment
-        self._check_size(Scan(path, self.num_channels))
+        scan = Scan(path, self.num_channels)
+        self._check_size(scan)
         data = self.preprocessing(data, end=self._num_readers)
         lowest, highest = float(data["image"].min()), float(data["image"].max())
         if lowest == highest:
             raise UnreadableScanError(path, f"the value {lowest:g} in every voxel", "grey values", "leave it out")
-        if lowest >= 0 and self._expects_hu:
-            told = "%s: found values from %g to %g, wanted Hounsfield units, with air at -1000; expect a wrong result"
-            logger.warning(told, path, lowest, highest)
-        return data
+        voxels, pixdim = data["image"].numpy(), self.settings.get("pixdim")
+        oddities = find_oddities(scan, voxels, self.model, pixdim, self._expects_hu)
+        for oddity in oddities:
+            logger.warning("%s: %s; do not trust the result before you have looked at it", path, oddity)
+        return data, oddities
 
     def _check_size(self, scan: Scan) -> None:
         """Refuse voxels ten times as fine or coarse as those that the model knows, and what memory does not hold."""

@@ -42,6 +42,7 @@ def write_preview(
     labels: Sequence[str] | Mapping[int, str],
     path: str | Path,
     title: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write a PNG of three orthogonal planes of a scan with the outlines of its segmentation, atomically.
 
@@ -55,6 +56,7 @@ def write_preview(
         labels: names of the values 0, 1, 2 ..., or by their values; the first is the background.
         path: the picture.
         title: what stands above it; default: the name of the scan.
+        warnings: what is odd about the scan; it stands below.
 
     Raises:
         MissingFileError: if the scan or the segmentation does not exist.
@@ -65,7 +67,7 @@ def write_preview(
     names = name_values(labels)
     case = read_case(Path(scan_path), Path(segmentation_path), names)
     shown = (title or name_case(scan_path)).encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
-    picture = _draw(case, [*names.values()], shown).render()
+    picture = _draw(case, [*names.values()], shown, warnings).render()
     with write_atomically(path) as temporary:
         picture.save(temporary, format="png", dpi=(DPI, DPI))
 
@@ -118,7 +120,7 @@ class _Sheet:
         return Image.fromarray(pixels)
 
 
-def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
+def _draw(case: Case, labels: Sequence[str], title: str, warnings: Sequence[str]) -> _Sheet:
     shapes = [_fit_panel(case, plane) for plane in PLANES]
     cells = [max(columns, _MIN_CELL) for _, columns in shapes]
     panels_width = sum(cells) + (len(cells) - 1) * _BETWEEN
@@ -126,7 +128,11 @@ def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
     legend = _arrange_legend(case, labels, width - 2 * _MARGIN)
     legend_y = _TITLE + _ROW + max(rows for rows, _ in shapes) + 2 * _ROW
 
-    sheet = _Sheet(width, legend_y + _ROW * max(legend.num_rows + len(legend.notes), 1))
+    told = [
+        line for text in warnings for line in textwrap.wrap(f"Warning: {text}", (width - 2 * _MARGIN) // _CHARACTER)
+    ]
+    end = max(legend.num_rows + len(legend.notes), 1)
+    sheet = _Sheet(width, legend_y + _ROW * (end + len(told)))
     sheet.write(_MARGIN, _TITLE / 2, title if len(title) <= 70 else f"{title[:69]}…", fontsize=11, weight="bold")
     x = (width - panels_width) // 2
     for plane, shape, cell in zip(PLANES, shapes, cells, strict=True):
@@ -140,6 +146,8 @@ def _draw(case: Case, labels: Sequence[str], title: str) -> _Sheet:
         sheet.write(left + legend.column_width - 2 * _GAP, y, size, _DIM, ha="right")
     for position, note in enumerate(legend.notes, start=legend.num_rows):
         sheet.write(_MARGIN, legend_y + position * _ROW, note, _DIM)
+    for position, line in enumerate(told, start=end):
+        sheet.write(_MARGIN, legend_y + position * _ROW, line, _WARNING)
     if not legend.entries:
         sheet.write(width / 2, legend_y, "no label found", _WARNING, ha="center", fontsize=11, weight="bold")
     return sheet

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import math
 import zlib
@@ -36,6 +37,7 @@ _READ_ERRORS = (
 # spatial codes 1 (metre) and 3 (micron) of NIfTI's xyzt_units; files that leave the unit unknown (0) mean mm too
 _UNIT_MM = {1: 1e3, 3: 1e-3}
 _ROUNDED, _CONTRADICTING = 0.01, 0.1  # of a spacing
+_LARGEST_SHIFT = 0.5  # of a voxel, between the two forms of a header; rounding passes
 _DEFLATE_LIMIT = 1032  # deflate cannot shrink data by more than this factor
 _CONVERT = "convert it to a single .nii.gz file of one 3D volume"
 _STACK = "stack the slices of the series into one volume"
@@ -94,6 +96,7 @@ def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Ima
             path, f"the singular affine {affine.tolist()}", "an invertible one", "export it again from its source"
         )
     _compare_spacing(path, header, affine)
+    _compare_forms(path, image)
     if header["qform_code"] == 0 and header["sform_code"] == 0:
         logger.warning("%s: found no orientation (qform and sform code 0); axes are taken as LAS", path)
     return image
@@ -261,6 +264,26 @@ def _compare_spacing(path: Path, header: nib.Nifti1Header, affine: np.ndarray) -
     if difference > _CONTRADICTING:
         raise UnreadableScanError(path, found, "one spacing", "correct the header or export it again from its source")
     logger.warning("%s: found %s; that of the affine is taken", path, found)
+
+
+def _compare_forms(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse a header whose two forms exchange left and right, warn where they put a voxel in two places."""
+    header = image.header
+    if header["qform_code"] <= 0 or header["sform_code"] <= 0:
+        return
+    try:
+        qform, sform = header.get_qform(), header.get_sform()
+    except _READ_ERRORS:  # no quaternion of a rotation; the sform is taken anyway
+        return
+    found = f"a qform (code {header['qform_code']}) and a sform (code {header['sform_code']})"
+    if np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0:
+        remedy = "correct the one that is wrong, or set its code to 0"
+        raise UnreadableScanError(path, f"{found} that exchange left and right", "two that agree", remedy)
+    corners = np.array([*itertools.product(*((0, size - 1) for size in image.shape[:3]), (1,))]).T
+    shift = float(np.linalg.norm((qform - sform)[:3] @ corners, axis=0).max())
+    if shift > _LARGEST_SHIFT * np.linalg.norm(sform[:3, :3], axis=0).min():
+        told = "%s: found %s that put the same voxel up to %.4g mm apart; the sform is taken"
+        logger.warning(told, path, found, shift * get_unit_mm(image))
 
 
 def _make_short_file_error(path: Path, found: str) -> UnreadableScanError:
