@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,21 @@ class MissingPackageError(ToolsError):
 
 class RequestError(ToolsError):
     """A request to a server asks for what it does not do, or comes from whom it does not serve."""
+
+
+@contextlib.contextmanager
+def spell_option(key: str, typed: str) -> Iterator[None]:
+    """Let errors name what was typed in place of the config key that it stands for.
+
+    Args:
+        key: as `--dataset_dir`.
+        typed: as `--input`.
+    """
+    try:
+        yield
+    except ToolsError as error:
+        words = (word.replace(key, typed) for word in (error.subject, error.found, error.wanted, error.remedy))
+        raise type(error)(*words) from None
 
 
 def find_cause(error: BaseException) -> ToolsError | None:

@@ -237,7 +237,7 @@ def _require_weights(model: Model) -> Model:
     if not model.checkpoint.is_file():
         remedy = "train first, or give another model"
         if model.overlay is None and model.bundle.parent == BUNDLES:
-            remedy = f"fetch them with `python -m tools weights fetch {model.bundle.name}`, or name one of its models"
+            remedy = f"fetch them with `voxseg weights fetch {model.bundle.name}`, or name one of its models"
         raise MissingFileError(model.checkpoint, f"no such file, the weights of {model.name}", "weights", remedy)
     return model
 

@@ -55,7 +55,10 @@ CALLS = {
         ("segment -i scan.nii.gz -o out --ouptut x", "(Did you mean one of: '--input', '--output'?)"),
         ("segment -i scan.nii.gz -o out -rs spleen", "wanted one or more of anterior hippocampus"),
         (f"segment -i scan.nii.gz -o out -m {MODEL} -rs anterior_hipocampus", "write anterior hippocampus"),
-        ("segment -i nothing.nii.gz -o out", "nothing.nii.gz: found no such file or folder"),
+        (
+            "segment -i nothing.nii.gz -o out",
+            "nothing.nii.gz: found no such file or folder, wanted a folder of scans; correct --input",
+        ),
         ("segment -i scan.nii.gz gone.nii.gz -o out", "gone.nii.gz: found no such file or folder"),
         ("segment -i empty -o out", "empty: found no .nii or .nii.gz file"),
         ("segment -i text -o out", "text: found no .nii or .nii.gz file"),
@@ -79,7 +82,7 @@ CALLS = {
     "train": [
         ("train -o out", "Missing argument 'DATASET'"),
         ("train labelled", "Missing option '-o'"),
-        ("train nothing -o out", "nothing: found no such folder"),
+        ("train nothing -o out", "nothing: found no such folder, wanted the folder of a data set; correct DATASET"),
         ("train empty -o out", "no list of training cases and no folders imagesTr and labelsTr"),
         ("train labelled -o out", "give --labels background FIRST SECOND"),
         ("train regions.json -o out", "no training case"),
@@ -97,7 +100,7 @@ CALLS = {
     ],
     "others": [
         ("evaluate labelled", "Missing option '-m'"),
-        ("evaluate gone -m unetr_btcv", "gone: found no such folder"),
+        ("evaluate gone -m unetr_btcv", "gone: found no such folder, wanted the folder of a data set; correct DATASET"),
         ("evaluate labelled -m nobody", "wanted the name of a model"),
         ("info nothing", "wanted a scan (.nii, .nii.gz), a checkpoint"),
         ("info page.nii.gz", "page.nii.gz: found no gzip data"),

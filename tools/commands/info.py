@@ -64,13 +64,13 @@ def format_models() -> str:
     weights = [[file["bundle"], file["name"], "yes" if file["fetched"] else "no"] for file in list_public_weights()]
     return "\n".join(
         [
-            "ready: python -m tools segment -i SCAN -o FOLDER -m MODEL",
+            "ready: voxseg segment -i SCAN -o FOLDER -m MODEL",
             "",
             format_table(
                 ["model", "of", "segments", "scans of mm (right, front, head)", "Dice", "licence of data"], rows
             ),
             "",
-            "to be fetched: python -m tools weights fetch BUNDLE --name NAME; licences: python -m tools weights list",
+            "to be fetched: voxseg weights fetch BUNDLE --name NAME; licences: voxseg weights list",
             "",
             format_table(["bundle", "name", "here"], weights),
         ]

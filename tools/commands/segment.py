@@ -18,7 +18,7 @@ from tools.bundles import run_bundle
 from tools.commands.choice import choose_model, describe_need, fits
 from tools.datasets import list_scans
 from tools.datasets.scans import make_absolute
-from tools.errors import ConfigValueError, ToolsError
+from tools.errors import ConfigValueError, ToolsError, spell_option
 from tools.files import write_json
 from tools.models import Model, find_model, list_models
 
@@ -95,7 +95,8 @@ def list_inputs(inputs: Sequence[str]) -> list[str]:
     """Return the scans of files and folders, each once."""
     if not inputs:
         raise ConfigValueError("--input", "nothing", "a scan or a folder of scans", "give -i SCAN_OR_FOLDER")
-    found = [entry["image"] for place in inputs for entry in list_scans(place)]
+    with spell_option("--dataset_dir", "--input"):
+        found = [entry["image"] for place in inputs for entry in list_scans(place)]
     return list(dict.fromkeys(found))
 
 

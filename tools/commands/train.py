@@ -18,7 +18,7 @@ from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
 from tools.datasets.datalists import locate_source
 from tools.datasets.scans import make_absolute
-from tools.errors import ConfigValueError, MissingFileError
+from tools.errors import ConfigValueError, MissingFileError, spell_option
 from tools.models import RUN_OVERLAY, find_model, read_config
 from tools.scans import ScanFacts, read_facts
 
@@ -64,8 +64,8 @@ def prepare_training(
         ToolsError: if the call cannot be understood; nothing is written then.
     """
     root, folder = locate_bundle(bundle), make_absolute(run)
-    cases = read_datalist(dataset, "training")
-    source = locate_source(dataset)
+    with spell_option("--dataset_dir", "DATASET"):
+        cases, source = read_datalist(dataset, "training"), locate_source(dataset)
     own_card = (source if source.is_dir() else source.parent) / CARD_NAME
     if card is not None and labels:
         raise ConfigValueError("--labels", "them and --card", "one of the two", "leave out --labels")
@@ -115,7 +115,7 @@ def describe_run(folder: Path) -> str:
     lines += [
         f"picture        {folder / 'learning_curve.png'}",
         f"model          {folder / RUN_OVERLAY}",
-        f"segment        python -m tools segment -i SCAN -o FOLDER -m {place}",
+        f"segment        voxseg segment -i SCAN -o FOLDER -m {place}",
     ]
     return "\n".join(["", *lines])
 
@@ -137,7 +137,8 @@ def prepare_evaluation(
     """
     chosen = find_model(model)
     values = chosen.config | ({} if chosen.overlay is None else read_config(chosen.overlay))
-    read_datalist(dataset, "validation", values.get("validation_cases") or ())
+    with spell_option("--dataset_dir", "DATASET"):
+        read_datalist(dataset, "validation", values.get("validation_cases") or ())
     is_run = chosen.overlay is not None and chosen.overlay.name == RUN_OVERLAY
     own = Path("runs") / "evaluation" / chosen.bundle.name / (chosen.overlay.stem if chosen.overlay else "")
     default = chosen.checkpoint.parent / "evaluation" if is_run else own
@@ -245,7 +246,7 @@ def find_weights(name: str, bundle: str) -> Path:
         for place in places:
             if place.is_file():
                 return place
-        remedy = f"fetch them: python -m tools weights fetch {bundle} --name {name}"
+        remedy = f"fetch them: voxseg weights fetch {bundle} --name {name}"
         raise MissingFileError(places[0], "no such file", f"the public weights {name}", remedy)
     try:
         return find_model(name, "--pretrained").checkpoint

@@ -98,7 +98,7 @@ class RunModel:
         weights = self.output_dir.resolve() / (BEST if self.validated else LAST)
         head = (
             f"The model of this training of {self.root.name}: goes after inference.yaml, or after train.yaml and\n"
-            "evaluate.yaml. `python -m tools segment`, `evaluate`, `export` and `label` take the folder that it is in."
+            "evaluate.yaml. `voxseg segment`, `evaluate`, `export` and `label` take the folder that it is in."
         )
         places = {"bundle_root": str(self.root), "checkpoint": str(weights)}
         write_overlay(self.output_dir / RUN_OVERLAY, values | places, head)
