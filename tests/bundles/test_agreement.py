@@ -51,7 +51,12 @@ def test_the_card_btcv_is_written_out_in_train_and_inference(name):
     train, inference = read(name, "train"), read(name, "inference")
     keys = card.keys() & train.keys() - OWN_VALUES.get(name, set())
     assert keys >= {"labels", "label_map", "validation_cases", "orientation", "intensity"}
+    parser = ConfigParser(train)
+    assert parser.get_parsed_content("validation_cases") == card["validation_cases"]
+    keys -= {"validation_cases"}
     assert {key: train[key] for key in keys} == {key: card[key] for key in keys}
+    # the split is that of BTCV, not of other data
+    assert ConfigParser(train | {"labels": ["background", "a", "b"]}).get_parsed_content("validation_cases") == []
     shared = card.keys() & inference.keys() - {"foreground_crop"}  # of the label too: see the next test
     assert shared >= {"labels", "orientation", "intensity"}
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}

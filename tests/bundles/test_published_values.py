@@ -46,8 +46,11 @@ def parse(bundle: str, config: str, recipe: str | None = None, **values: Any) ->
 def describe_training(bundle: str, recipe: str | None) -> dict[str, Any]:
     """Return what the components of a training are made with; its rate is read off its schedule."""
     parser = parse(bundle, "train", recipe)
-    found = {key: parser.get(key) for key in ("feature_size", "validation_cases")}
-    found |= {key: parser.get_parsed_content(key) for key in ("pixdim", "epochs", "val_interval", "batch_size")}
+    found = {"feature_size": parser.get("feature_size")}
+    found |= {
+        key: parser.get_parsed_content(key)
+        for key in ("validation_cases", "pixdim", "epochs", "val_interval", "batch_size")
+    }
     crop = parser.get_parsed_content("train#sampling")[-1].cropper
     (window,) = [step for step in parser["intensity"] if step["_target_"] == "ScaleIntensityRanged"]
     loss = parser.get_parsed_content("loss")

@@ -77,7 +77,7 @@ def test_the_sections_of_the_file_win_over_validation_cases(make_decathlon, make
     [
         (["hippocampus_011", "hippocampus_204"], ["hippocampus_011", "hippocampus_204"]),
         (["011", "204", "999"], ["hippocampus_011", "hippocampus_204"]),
-        (["11", "04", "3", "ippocampus_100", "003"], ["hippocampus_003", "hippocampus_100"]),
+        (["ippocampus_100", "003"], ["hippocampus_003", "hippocampus_100"]),
     ],
 )
 def test_validation_cases_match_whole_names_and_whole_numbers(make_decathlon, entries, expected):
@@ -92,7 +92,53 @@ def test_validation_cases_that_are_not_there_give_a_warning(make_decathlon, capl
     assert "lacks 2 validation cases, 998 first" in caplog.text
 
 
-@pytest.mark.parametrize("validation_cases", [(), ["not_there"]])
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("hippocampus_11", "hippocampus_011"),
+        ("11", "hippocampus_011"),
+        ("Hippocampus_011", "hippocampus_011"),
+        ("hipocampus_011", "hippocampus_011"),
+        ("0011", "hippocampus_011"),
+    ],
+)
+def test_a_name_that_a_case_is_meant_by_is_refused_with_that_case(make_decathlon, entry, meant):
+    for entries in ([entry], ["hippocampus_204", entry]):
+        for section in ("training", "validation"):
+            with pytest.raises(ConfigValueError, match=rf"found '{entry}', which .* lacks, .*; write {meant}\."):
+                read_datalist(make_decathlon(CASES), section, entries)
+
+
+def test_names_of_another_data_set_are_refused(make_decathlon):
+    with pytest.raises(ConfigValueError, match=r"'a', 'b', 'c' ..., none of which .* has, .*--validation_cases \[\]"):
+        read_datalist(make_decathlon(CASES), "training", ["a", "b", "c", "d"])
+
+
+def test_a_fold_is_held_back_and_folds_that_are_not_used_are_told(make_decathlon, caplog):
+    folder = make_decathlon(CASES)
+    content = json.loads((folder / "dataset.json").read_text())
+    for number, entry in enumerate(content["training"]):
+        entry["fold"] = number % 2
+    (folder / "dataset.json").write_text(json.dumps(content))
+    expected = [[case for number, case in enumerate(CASES) if number % 2 == fold] for fold in (0, 1)]
+    for fold in (0, 1):
+        for names in ([], ["hippocampus_011"]):  # the fold was asked for, and goes before a list
+            read = {section: read_datalist(folder, section, names, fold) for section in ("training", "validation")}
+            found = {section: [name_case(pair["image"]) for pair in pairs] for section, pairs in read.items()}
+            assert found == {"validation": expected[fold], "training": expected[1 - fold]}
+    assert not caplog.text
+    for fold in (2, True, "0"):
+        with pytest.raises(
+            ConfigValueError, match=r"fold: found .*, wanted one of the folds of .*: 0, 1; correct --fold"
+        ):
+            read_datalist(folder, "training", (), fold)
+    read_datalist(folder, "training")
+    assert "has the folds 0, 1, which are not used; --fold NUMBER validates one of them" in caplog.text
+    with pytest.raises(ConfigValueError, match="has no folds"):
+        read_datalist(make_decathlon(CASES), "training", (), 0)
+
+
+@pytest.mark.parametrize("validation_cases", [(), []])
 def test_without_a_split_every_fifth_case_by_name_is_for_validation(make_decathlon, caplog, validation_cases):
     caplog.set_level(logging.INFO)
     cases = [f"case_{number}" for number in (11, 2, 10, 1, 9, 3, 8, 4, 7, 5, 6)]

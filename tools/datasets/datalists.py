@@ -6,6 +6,7 @@ The entries hold `image` and `label` only and absolute paths only, for the reaso
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import re
@@ -23,24 +24,26 @@ logger = logging.getLogger(__name__)
 FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("img", "label"))
 _SECTIONS = ("training", "validation")
 UNLABELLED = "unlabelled"  # a further list of images, for pre-training
+_ALIKE = 0.8  # of the letters of two words that are one, mistyped
 _VALIDATION_STEP = 5  # without a given split, 20 % of the cases are for validation
 
 
 def read_datalist(
-    dataset_dir: str | Path | None, section: str, validation_cases: Sequence[str] = ()
+    dataset_dir: str | Path | None, section: str, validation_cases: Sequence[str] = (), fold: int | None = None
 ) -> list[dict[str, str]]:
     """Return the image and label paths of one section of a labelled data set, in the order of the file.
 
     The list comes from `dataset.json` in Decathlon style, whose paths are relative to its own folder. Without that
     file, or with one that lists no cases (nnU-Net v2), `imagesTr/` and `labelsTr/` are paired by case name, where
-    `x_0000.nii.gz` belongs to `x.nii.gz` (nnU-Net) and `img0001` to `label0001` (BTCV). Cases are split as the file
-    says; if it has no `validation` section by `validation_cases`; if none of them is there, every fifth case of the
-    list sorted by name is for validation.
+    `x_0000.nii.gz` belongs to `x.nii.gz` (nnU-Net) and `img0001` to `label0001` (BTCV). Cases are split by
+    `fold` if that is given; else as the file says; if it has no `validation` section, by `validation_cases`; if those
+    are empty, every fifth case of the list sorted by name is for validation.
 
     Args:
         dataset_dir: the folder of the data set, or a JSON file.
         section: `training` or `validation`.
         validation_cases: names of cases (`hippocampus_011`), or their trailing numbers (`0035` for `img0035`).
+        fold: the cases of the list `training` with this number in their field `fold` are for validation.
 
     Returns:
         Entries `{"image": path, "label": path}` with absolute paths; every file exists.
@@ -49,7 +52,8 @@ def read_datalist(
         MissingFileError: if the folder or a listed file does not exist.
         DatalistError: if the JSON file cannot be understood or an image has no label.
         EmptyDatasetError: if the section holds no case.
-        ConfigValueError: if `section` or an entry of `validation_cases` cannot be understood.
+        ConfigValueError: if `section` or an entry of `validation_cases` cannot be understood, no case is meant by them,
+            or there is no such fold.
     """
     if section not in _SECTIONS:
         raise ConfigValueError("section", repr(section), " or ".join(_SECTIONS), "correct it in the config")
@@ -58,7 +62,15 @@ def read_datalist(
     sections = read_sections(source) if source != base else {}
     if not sections:
         sections["training"] = _pair_folders(base)
-    if "validation" not in sections:
+    folds = _read_folds(source) if source != base else []
+    if fold is not None:
+        sections = _take_fold(sections["training"], folds, fold, source)
+    elif "validation" not in sections:
+        if any(number is not None for number in folds):
+            known = ", ".join(map(str, sorted({number for number in folds if number is not None})))
+            logger.warning(
+                "%s has the folds %s, which are not used; --fold NUMBER validates one of them", source, known
+            )
         sections = split_cases(sections["training"], validation_cases, source)
     pairs = sections.get(section, [])
     if not pairs:
@@ -188,15 +200,29 @@ def _name_plainly(path: str | Path) -> str:
 
 
 def split_cases(
-    cases: list[dict[str, str]], validation_cases: Sequence[str], source: Path
+    cases: list[dict[str, str]], validation_cases: Sequence[str], source: Path, *, must_match: bool = True
 ) -> dict[str, list[dict[str, str]]]:
     """Return the sections of a data set whose file gives none, as `read_datalist` describes it.
 
+    Args:
+        cases: all cases.
+        validation_cases: names of those for validation.
+        source: for messages.
+        must_match: whether one of the names must be that of a case.
+
     Raises:
-        ConfigValueError: if an entry of `validation_cases` cannot be understood.
+        ConfigValueError: if an entry of `validation_cases` cannot be understood, or none is a case.
     """
     chosen, unknown = match_cases(cases, validation_cases)
-    if chosen and unknown:
+    if unknown:
+        _check_unknown(cases, chosen, unknown, source)
+    if unknown and not chosen and must_match:
+        names = [_name_plainly(case["image"]) for case in cases]
+        found = f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}, none of which {source} has"
+        wanted = f"names of its {len(names)} cases, such as {names[0]}"
+        remedy = "correct them, or give --validation_cases [] for every fifth case"
+        raise ConfigValueError("validation_cases", found, wanted, remedy)
+    if unknown and chosen:
         logger.warning("%s lacks %d validation cases, %s first", source, len(unknown), unknown[0])
     if not chosen:
         names = [_name_plainly(case["image"]) for case in cases]
@@ -206,6 +232,60 @@ def split_cases(
     return {
         "training": [case for position, case in enumerate(cases) if position not in chosen],
         "validation": [case for position, case in enumerate(cases) if position in chosen],
+    }
+
+
+def _check_unknown(cases: Sequence[dict[str, str]], chosen: set[int], unknown: Sequence[str], source: Path) -> None:
+    """Refuse names that a case is meant by: what shall be held back must not be trained on.
+
+    Other names may be missing: a list that belongs to a public data set is used with a part of it.
+
+    Raises:
+        ConfigValueError: with the name that was probably meant.
+    """
+    names = [_name_plainly(case["image"]) for case in cases]
+    free = [name for position, name in enumerate(names) if position not in chosen]
+    for entry in unknown:
+        if near := [name for name in free if _is_meant(entry, name)]:
+            raise ConfigValueError(
+                "validation_cases", f"{entry!r}, which {source} lacks", "names of its cases", f"write {near[0]}"
+            )
+
+
+def _is_meant(entry: str, name: str) -> bool:
+    """Tell whether a name that no case has is that of a case but for zeros in front, letter case or a slip."""
+    numbers, words = re.findall(r"\d+", entry), re.findall(r"[^\W\d_]+", entry)
+    own_numbers, own_words = re.findall(r"\d+", name), re.findall(r"[^\W\d_]+", name)
+    if not words:  # a number alone is the last one of a name
+        own_numbers = own_numbers[-len(numbers) :]
+    if list(map(int, numbers)) != list(map(int, own_numbers)):
+        return False
+    if not words:
+        return bool(numbers)
+    spelled = " ".join(words).casefold(), " ".join(own_words).casefold()
+    return difflib.SequenceMatcher(None, *spelled).ratio() >= _ALIKE
+
+
+def _read_folds(file: Path) -> list[int | None]:
+    """Return the field `fold` of each entry of the list `training`, None where there is none."""
+    listed = json.loads(file.read_text(encoding="utf-8-sig")).get("training") or []
+    numbers = [entry.get("fold") if isinstance(entry, dict) else None for entry in listed]
+    return [number if isinstance(number, int) and not isinstance(number, bool) else None for number in numbers]
+
+
+def _take_fold(
+    cases: list[dict[str, str]], folds: Sequence[int | None], fold: int, source: Path
+) -> dict[str, list[dict[str, str]]]:
+    """Return the sections of a data set by the fields `fold` of its file."""
+    known = sorted({number for number in folds if number is not None})
+    if isinstance(fold, bool) or fold not in known:
+        wanted = (
+            f"one of the folds of {source}: {', '.join(map(str, known))}" if known else f"none: {source} has no folds"
+        )
+        raise ConfigValueError("fold", repr(fold), wanted, "correct --fold")
+    return {
+        "training": [case for case, number in zip(cases, folds, strict=True) if number != fold],
+        "validation": [case for case, number in zip(cases, folds, strict=True) if number == fold],
     }
 
 

@@ -112,7 +112,7 @@ def _split_source(source: str | Path | None, held_back: Sequence[str], option: s
         cases, labelled = _find_cases(path if path.is_dir() else path.parent)
     kept, barred = [], sections.get("validation", [])
     if labelled and "validation" not in sections:
-        split = split_cases(cases, held_back, path)
+        split = split_cases(cases, held_back, path, must_match=False)
         kept, barred, cases = split["training"], split["validation"], []
     cases = cases + sections.get(UNLABELLED, [])
     named, _ = match_cases(cases, held_back)

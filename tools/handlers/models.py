@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 
 from tools.configs import read_running, select_model, write_overlay
 from tools.files import write_atomically
@@ -94,6 +95,7 @@ class RunModel:
         config = self.running.values
         default = find_config(self.root, "train")
         values = select_model(config, read_config(default) if default else None)
+        values["validation_cases"] = ConfigParser(config).get_parsed_content("validation_cases")
         values["card"] = config.get("card") or dict.fromkeys(CARD_KEYS, "not stated")
         weights = self.output_dir.resolve() / (BEST if self.validated else LAST)
         head = (
