@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +66,9 @@ class Training:
         transform = Compose(
             [RandFlipd(["image", "label"], prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.5, std=0.5)]
         )
-        dataset = CacheDataset(make_data(), transform, progress=False)
-        loader = DataLoader(dataset, batch_size=2, shuffle=True)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.02)
+        dataset = CacheDataset(make_data(changes.get("cases", 4)), transform, progress=False)
+        loader = DataLoader(dataset, batch_size=changes.get("batch_size", 2), shuffle=True)
+        optimizer = changes.get("make_optimizer", partial(torch.optim.AdamW, lr=0.02))(self.network.parameters())
         scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * len(loader))
         self.validator = SupervisedEvaluator(
             device="cpu",
@@ -195,13 +198,15 @@ def test_a_checkpoint_holds_only_data_and_the_whole_state(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".pt") == ["best.pt", "last.pt"]
 
 
-def test_a_finished_run_that_is_resumed_trains_no_more(tmp_path):
+def test_a_finished_run_that_is_resumed_trains_no_more(tmp_path, caplog):
     Training(tmp_path, epochs=2).run()
     weights = read_state_dict(tmp_path / "last.pt")
     again = Training(tmp_path, epochs=2, resume=True).run()
     assert len(again.record.epochs) == 2
     assert all(torch.equal(value, weights[name]) for name, value in again.network.state_dict().items())
-    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 4
+    written = json.loads((tmp_path / "training.json").read_text())
+    assert (written["steps"], written["training_cases"]) == (4, 4)
+    assert "has all 2 epochs, nothing is trained; give --epochs for more" in caplog.text
 
 
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog):
@@ -219,12 +224,93 @@ def test_an_earlier_run_in_the_folder_is_told_before_it_is_replaced(tmp_path, ca
 
 @pytest.mark.parametrize(
     ("changes", "warning"),
-    [({"seed": 8}, "was trained with seed 7, now 8"), ({"epochs": 3}, "was planned for 2 epochs, now 3")],
+    [
+        ({"seed": 8}, "was trained with seed 7, now 8"),
+        ({"epochs": 3}, "resumed with other settings: 3 epochs, 2 were planned; the learning rate is planned anew"),
+        ({"batch_size": 1}, "an epoch has 4 steps over 4 cases, it had 2 over 4; the learning rate is planned anew"),
+        ({"cases": 6}, "an epoch has 3 steps over 6 cases, it had 2 over 4"),
+        ({"make_optimizer": partial(torch.optim.AdamW, lr=0.01)}, "learning_rate 0.01, it was 0.02"),
+        ({"make_optimizer": partial(torch.optim.AdamW, lr=0.02, weight_decay=0.5)}, "weight_decay 0.5, it was 0.01"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
 def test_what_makes_a_resumed_run_differ_is_told(tmp_path, caplog, changes, warning):
     Training(tmp_path, epochs=2).run_until(2)
     Training(tmp_path, **{"epochs": 2, "resume": True, **changes}).run()
     assert warning in caplog.text
+
+
+@pytest.mark.costs(trainings=3)
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 1}, {"cases": 6}, {"cases": 3}, {"batch_size": 4, "cases": 2}],
+                         ids=str)  # fmt: skip
+def test_epochs_stay_whole_whatever_an_epoch_holds(tmp_path, changes):
+    Training(tmp_path).run_until(3)
+    resumed = Training(tmp_path, resume=True, **changes)
+    steps = []
+    resumed.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.epoch))
+    resumed.run()
+    length = len(resumed.trainer.data_loader)
+    assert steps == [3] * length + [4] * length
+    assert [epoch["epoch"] for epoch in resumed.record.epochs] == [1, 2, 3, 4]
+    written = json.loads((tmp_path / "training.json").read_text())
+    assert written["training_cases"] == changes.get("cases", 4)
+    assert written["steps"] == 2 * 2 + 2 * length
+    # at its end the rate is where the new plan ends, and it never rises after the warm-up
+    rates = [epoch["learning_rate"] for epoch in resumed.record.epochs[1:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.costs(trainings=3)
+def test_a_finished_run_goes_on_by_a_new_plan_that_does_not_rise(tmp_path, caplog):
+    Training(tmp_path, epochs=4).run()
+    resumed = Training(tmp_path, epochs=10, resume=True).run()
+    fresh = Training(tmp_path / "fresh", epochs=10).run()
+    rates, planned = ([epoch["learning_rate"] for epoch in run.record.epochs[4:]] for run in (resumed, fresh))
+    assert len(rates) == 6
+    assert rates == pytest.approx(planned)
+    assert rates == sorted(rates, reverse=True)
+    assert "10 epochs, 4 were planned; the learning rate is planned anew" in caplog.text
+
+
+@pytest.mark.costs(trainings=4)
+def test_what_cannot_be_resumed_is_refused_with_both_values(tmp_path):
+    Training(tmp_path, epochs=2).run_until(2)
+    for make_optimizer, told in (
+        (partial(torch.optim.SGD, lr=0.1), "found the state of AdamW, wanted that of SGD, the optimizer"),
+        (partial(torch.optim.AdamW, lr=0.02, amsgrad=True), "found amsgrad False of AdamW, wanted True"),
+        (lambda parameters: torch.optim.AdamW(list(parameters)[:2], lr=0.02), r"groups of \[4\] tensors, wanted \[2\]"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            Training(tmp_path, epochs=2, resume=True, make_optimizer=make_optimizer).run()
+
+
+@pytest.mark.costs(trainings=3)
+@pytest.mark.parametrize("event", [Events.ITERATION_STARTED, Events.EPOCH_COMPLETED], ids=["step", "validation"])
+def test_a_run_that_is_told_to_end_writes_what_it_has_and_goes_on_from_there(tmp_path, event, caplog):
+    training = Training(tmp_path, interval=100)
+
+    def tell(engine: Engine) -> None:
+        if engine.state.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        # after the checkpoint's own handler of the same event
+        training.trainer.add_event_handler(event, tell)
+        with pytest.raises(SystemExit, match="143"):
+            training.run()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    done = 2 if event is Events.ITERATION_STARTED else 3
+    state = read_checkpoint(tmp_path / "last.pt")
+    assert state["epoch"] == done
+    assert all(torch.equal(state["model"][name], x) for name, x in training.network.state_dict().items())
+    assert f"--resume true goes on with epoch {done + 1}" in caplog.text
+    resumed = Training(tmp_path, resume=True).run()
+    assert [epoch["epoch"] for epoch in resumed.record.epochs] == [1, 2, 3, 4]
+    assert resumed.record.epochs[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_the_checkpoint_of_another_network_cannot_be_resumed(tmp_path):
@@ -282,10 +368,30 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path):
     assert (last["epoch"], last["model"]["weight"].item(), last["best_metric"]) == (4, 4, 0.6)
 
 
+def test_an_epoch_whose_dice_is_not_defined_is_never_the_best(tmp_path):
+    record = script_training(tmp_path, [math.nan, 0.2, math.nan, 0.1])
+    assert record.best is not None
+    assert record.best["epoch"] == 2
+    assert read_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+    assert script_training(tmp_path / "none", [math.nan, math.nan]).best is None
+    assert not (tmp_path / "none" / "best.pt").exists()
+
+
+def test_a_validation_without_any_structure_measures_nothing(tmp_path, caplog):
+    training = Training(tmp_path, epochs=2)
+    for case in training.validator.data_loader.dataset.data:
+        case["label"] = torch.zeros_like(case["label"])
+    training.run()
+    assert math.isnan(training.record.epochs[-1]["dice"])
+    assert json.loads((tmp_path / "training.json").read_text())["best"] is None
+    assert "epoch 2: Dice is not defined, no reference has a structure" in caplog.text
+    assert not (tmp_path / "best.pt").exists()
+
+
 def test_the_last_checkpoint_is_written_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        "tools.handlers.training.save_checkpoint", lambda state, path: saved.append((path.name, state["epoch"]))
+        "tools.handlers.checkpoints.save_checkpoint", lambda state, path: saved.append((path.name, state["epoch"]))
     )
     script_training(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.6], interval=2)
     assert saved == [("best.pt", 1), ("last.pt", 2), ("last.pt", 4), ("best.pt", 5), ("last.pt", 5)]
@@ -454,7 +560,7 @@ def test_dice_is_reported_per_case_and_class_without_background(tmp_path, full, 
     assert report["per_class"] == pytest.approx({"ball": 5 / 6, "shell": 1})
     assert report["mean"] == pytest.approx((1 + 5 / 6) / 2)
     assert "a.nii.gz" in caplog.text
-    assert "over 2 cases" in caplog.text
+    assert "over 2 of 2 cases and 2 of 2 classes" in caplog.text
 
 
 def test_a_class_that_a_reference_lacks_does_not_count(tmp_path, full):
@@ -474,6 +580,18 @@ def test_a_class_that_no_reference_has_is_null(tmp_path, full):
         report = evaluate(tmp_path, {"a.nii.gz": (ball_only, ball_only)})
     assert report["per_class"] == {"ball": 1, "shell": None}
     assert report["mean"] == 1
+
+
+def test_a_mean_says_over_what_it_is_and_of_nothing_is_none(tmp_path, full, caplog):
+    empty = torch.zeros_like(full)
+    caplog.set_level("INFO")
+    both = {"a.nii": (full, full), "b.nii": (full, empty)}
+    assert evaluate(tmp_path / "one", both)["mean_over"] == {"cases": 1, "classes": int(full.max())}
+    assert "over 1 of 2 cases" in caplog.text
+    found = evaluate(tmp_path / "none", {"b.nii": (full, empty)})
+    assert found["mean"] is None
+    assert found["mean_over"] == {"cases": 0, "classes": 0}
+    assert "Dice is not defined: no reference of 1 cases has a structure" in caplog.text
 
 
 def test_cases_of_the_same_name_are_told_apart(tmp_path, full):

@@ -44,7 +44,7 @@ def measure_dice(
 
 def _read_one_hot(path: str | Path, label_map: Mapping[int, int], num_classes: int) -> torch.Tensor:
     """Return a label map as booleans `(1, K, H, W, D)`."""
-    voxels = Scan(path).read()
+    voxels = np.rint(Scan(path).read())  # programs that scale labels leave them close to whole numbers
     if unknown := sorted({*np.unique(voxels).tolist()} - {*label_map}):
         found, wanted = f"the value {unknown[0]:g}", f"only {', '.join(map(str, label_map))}"
         raise LabelValueError(path, found, wanted, "give the label map that belongs to this file")

@@ -17,7 +17,7 @@ from monai.networks.nets import SwinUNETR
 from runs import read_epochs
 
 from tools.bundles import BUNDLES
-from tools.handlers.training import STATE_KEYS
+from tools.handlers.checkpoints import _STATE
 from tools.weights import save_checkpoint
 
 CONFIGS = BUNDLES / "voco_finetune" / "configs"
@@ -163,7 +163,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(bundle,
 
 
 def test_a_training_without_volumes_cannot_be_resumed_with_them(bundle, dataset, scans, tmp_path):
-    save_checkpoint(dict.fromkeys(STATE_KEYS, 0), tmp_path / "last.pt")
+    save_checkpoint(dict.fromkeys(_STATE, 0), tmp_path / "last.pt")
     options = {"dataset_dir": str(dataset), "output_dir": str(tmp_path), "unlabelled_dir": str(scans)}
     message = bundle.find_error(*OMNI, **options, resume=True)
     assert "found no auxiliary, wanted a checkpoint of a training run" in message

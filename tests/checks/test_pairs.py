@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -182,3 +183,40 @@ def test_a_missing_label_is_named(datalist, tmp_path):
 def test_defects_of_the_code_are_not_taken_for_bad_data(datalist):
     with pytest.raises(ValueError, match="not a number"):
         check_dataset(datalist, ["not a number"])
+
+
+def test_values_close_to_whole_numbers_are_those_and_others_are_shown(tmp_path, assert_readable):
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), np.eye(4))
+    nib.save(image, tmp_path / "image.nii.gz")
+    voxels = np.zeros((8, 8, 8), np.float32)
+    voxels[2:4], voxels[5] = 1.0000001, 1.9993
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "label.nii.gz")
+    assert check_pair(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", [0, 1, 2]) == {0, 1, 2}
+    voxels[6] = 1.99
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "label.nii.gz")
+    with pytest.raises(LabelValueError) as caught:
+        check_pair(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", [0, 1, 2])
+    assert_readable(caught.value, tmp_path / "label.nii.gz", "1.99000001 (64 voxels)", "nearest neighbour")
+
+
+def test_the_remedy_for_a_value_to_ignore_says_that_there_is_none(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "image.nii.gz")
+    voxels = np.zeros((8, 8, 8), np.uint8)
+    voxels[0, 0, 0] = 255
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "label.nii.gz")
+    with pytest.raises(LabelValueError, match=r"values 255 \(1 voxels\).*label_map; none is left out of loss and Dice"):
+        check_pair(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", [0, 1, 2])
+
+
+def test_a_class_that_no_case_has_is_told_by_its_name(tmp_path, caplog):
+    datalist = []
+    for number in range(3):
+        voxels = np.zeros((8, 8, 8), np.int16)
+        voxels[number] = (0, 205, 421)[number]
+        for kind in ("image", "label"):
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{kind}{number}.nii.gz")
+        datalist.append({kind: str(tmp_path / f"{kind}{number}.nii.gz") for kind in ("image", "label")})
+    label_map, labels = {0: 0, 205: 1, 420: 2, 421: 2, 500: 3}, ["background", "a", "b", "lesion"]
+    check_dataset(datalist, label_map, labels=labels)
+    told = [record.getMessage() for record in caplog.records if "is in none" in record.getMessage()]
+    assert told == ["lesion is in none of 3 cases: nothing can be learned or measured of it"]

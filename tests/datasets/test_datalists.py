@@ -289,3 +289,19 @@ def test_a_share_that_is_none_is_refused(share):
 def test_a_share_is_rounded_to_the_nearest_number_of_cases_and_is_never_none(share, count):
     pairs = [{"image": str(number)} for number in range(10)]
     assert take_share(pairs, share) == pairs[:count]
+
+
+@pytest.mark.parametrize("spell", [lambda path: path.replace("/", "\\"), lambda path: path], ids=["windows", "nnU-Net"])
+def test_a_list_means_the_files_that_are_there(make_decathlon, spell, request):
+    folder = make_decathlon(CASES)
+    content = json.loads((folder / "dataset.json").read_text())
+    for entry in content["training"]:
+        if "nnU-Net" in request.node.name:  # the file of nnU-Net v1 lists cases, without the number of the channel
+            image = folder / entry["image"]
+            image.rename(image.with_name(image.name.replace(".nii.gz", "_0000.nii.gz")))
+        entry.update({key: spell(path) for key, path in entry.items()})
+    (folder / "dataset.json").write_text(json.dumps(content))
+    pairs = read_datalist(folder, "training")
+    assert all(Path(path).is_file() for pair in pairs for path in pair.values())
+    found = {name_case(pair["image"]).removesuffix("_0000") for pair in pairs}
+    assert found < set(CASES)

@@ -23,14 +23,16 @@ from tools.scans import Scan, check_same_grid
 
 logger = logging.getLogger(__name__)
 
+_WHOLE = 1e-3  # programs that scale labels leave them that close to whole numbers
+
 
 def check_pair(
     image_path: str | Path, label_path: str | Path, label_values: Collection[int], num_channels: int = 1
-) -> None:
-    """Raise if an image and its label do not belong together; warn of a label that is all background.
+) -> set[int]:
+    """Return the values that a label has; raise if it does not belong to its image; warn if it is all background.
 
-    Only the header of the image is read. Two grids are the same if no corner of the volume moves by more than half a
-    voxel along any axis, which lets rounding in the files pass.
+    Values within 0.001 of a whole number are that number. Only the header of the image is read. Two grids are the same
+    if no corner of the volume moves by more than half a voxel along any axis, which lets rounding in the files pass.
 
     Args:
         image_path: a `.nii` or `.nii.gz` file.
@@ -47,33 +49,44 @@ def check_pair(
     image, label = Scan(image_path, num_channels), Scan(label_path)
     check_same_grid(image, label)
     voxels = label.read()
+    if voxels.dtype.kind == "f":
+        whole_voxels = np.rint(voxels)
+        voxels = np.where(np.abs(voxels - whole_voxels) <= _WHOLE, whole_voxels, voxels)
     allowed = sorted({int(value) for value in label_values})
     unknown = voxels[~np.isin(voxels, allowed)]
     if unknown.size:
         values, counts = np.unique(unknown, return_counts=True)
-        listed = [f"{value:g} ({count} voxels)" for value, count in zip(values[:5], counts[:5], strict=True)]
+        listed = [f"{value:.9g} ({count} voxels)" for value, count in zip(values[:5], counts[:5], strict=True)]
         more = f" and {len(values) - 5} other values" if len(values) > 5 else ""
         whole = bool(np.isfinite(values).all() and (values == np.round(values)).all())
         raise LabelValueError(
             label_path,
             f"values {', '.join(listed)}{more}",
             f"only {', '.join(map(str, allowed))}",
-            "correct the label or the labels of the data set" if whole else "resample labels by nearest neighbour",
+            "correct the label, or give these values a class in label_map; none is left out of loss and Dice"
+            if whole
+            else "resample labels by nearest neighbour",
         )
     if not voxels.any():
         logger.warning("%s: found background only; the case adds nothing to the classes", label_path)
+    return {int(value) for value in np.unique(voxels)}
 
 
 def check_dataset(
-    datalist: Sequence[Mapping[str, str]], label_values: Collection[int], num_workers: int = 2, num_channels: int = 1
+    datalist: Sequence[Mapping[str, str]],
+    label_values: Collection[int] | Mapping[int, int],
+    num_workers: int = 2,
+    num_channels: int = 1,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Run `check_pair` over a data set and report all problems at once.
+    """Run `check_pair` over a data set, report all problems at once, and warn of classes that no case has.
 
     Args:
         datalist: entries `{"image": path, "label": path}`.
-        label_values: the values that the data set defines, background among them.
+        label_values: the values that the data set defines, background among them, or the class of each.
         num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
         num_channels: how many volumes each image must hold.
+        labels: names of the classes, for the warning.
 
     Raises:
         EmptyDatasetError: if there is no entry.
@@ -83,13 +96,19 @@ def check_dataset(
     """
     if not datalist:
         raise EmptyDatasetError("the data set", "no case", "at least one", "correct --dataset_dir")
-    find = partial(_find_problem, label_values=label_values, num_channels=num_channels)
+    find = partial(_check_entry, label_values=label_values, num_channels=num_channels)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         found = pool.map(find, datalist)
         # a short check should not leave a bar on the screen: it is shown after 2 s only
         shown = tqdm(found, "checking data set", len(datalist), unit="case", delay=2, disable=len(datalist) <= 20)
-        problems = [problem for problem in shown if problem is not None]
+        outcomes = list(shown)
+    problems = [outcome for outcome in outcomes if isinstance(outcome, ToolsError)]
     if not problems:
+        present = set().union(*(outcome for outcome in outcomes if isinstance(outcome, set)))
+        classes = label_values if isinstance(label_values, Mapping) else {value: value for value in label_values}
+        for number in sorted({*classes.values()} - {classes[value] for value in present}):
+            name = labels[number] if number < len(labels) else f"class {number}"
+            logger.warning("%s is in none of %d cases: nothing can be learned or measured of it", name, len(datalist))
         return
     first, *others = problems
     if not others:
@@ -104,14 +123,13 @@ def check_dataset(
     ) from first
 
 
-def _find_problem(entry: Mapping[str, str], label_values: Collection[int], num_channels: int) -> ToolsError | None:
+def _check_entry(entry: Mapping[str, str], label_values: Collection[int], num_channels: int) -> ToolsError | set[int]:
     try:
         for key in ("image", "label"):
             if not entry.get(key):
                 raise DatalistError(
                     f"entry {dict(entry)}", f"no {key}", "an image and a label", "complete or remove the entry"
                 )
-        check_pair(entry["image"], entry["label"], label_values, num_channels)
+        return check_pair(entry["image"], entry["label"], label_values, num_channels)
     except ToolsError as problem:
         return problem
-    return None

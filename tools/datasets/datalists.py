@@ -153,9 +153,21 @@ def _read_entries(entries: Any, section: str, file: Path, need_labels: bool) -> 
                     '{"image": path, "label": path}',
                     "complete or remove the entry",
                 )
-            pair[key] = str(file.parent / path)
+            pair[key] = str(_find_listed(file.parent, path))
         pairs.append(pair)
     return pairs
+
+
+def _find_listed(folder: Path, listed: str) -> Path:
+    """Return the file that a list means: written on Windows, or by nnU-Net, whose images end in `_0000`."""
+    path = folder / listed
+    if path.exists():
+        return path
+    slashed = folder / listed.replace("\\", "/")
+    name = slashed.name
+    suffix = next((end for end in (".nii.gz", ".nii") if name.lower().endswith(end)), "")
+    numbered = slashed.with_name(f"{name.removesuffix(suffix)}_0000{suffix}")
+    return next((found for found in (slashed, numbered) if suffix and found.exists()), path)
 
 
 def _pair_folders(folder: Path) -> list[dict[str, str]]:

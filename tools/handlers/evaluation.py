@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,11 @@ class DiceReport:
         if self._bar is not None:
             self._bar.close()
         name = engine.state.key_metric_name
-        mean, details = float(engine.state.metrics[name]), engine.state.metric_details[name]
+        mean, details = float(engine.state.metrics[name]), engine.state.metric_details[name].float()
+        measured = ~torch.isnan(details)
+        num_cases, num_classes = (int(measured.any(dim=axis).sum()) for axis in (1, 0))
+        if not num_cases:
+            mean = math.nan  # MONAI calls that 0
         cases = [path.name for path in self._cases]
         if len(set(cases)) < len(cases):
             cases = [str(path) for path in self._cases]
@@ -67,13 +72,14 @@ class DiceReport:
         per_case = {
             case: dict(zip(foreground, row, strict=True)) for case, row in zip(cases, details.tolist(), strict=True)
         }
-        per_class = dict(zip(foreground, torch.nanmean(details.float(), dim=0).tolist(), strict=True))
+        per_class = dict(zip(foreground, torch.nanmean(details, dim=0).tolist(), strict=True))
         write_json(
             self.output_dir / "evaluation.json",
             {
                 "checkpoint": Path(self.checkpoint).name,
                 "metric": "Dice without background, per volume, in the grid of the source image",
                 "mean": mean,
+                "mean_over": {"cases": num_cases, "classes": num_classes},
                 "per_class": per_class,
                 "per_case": per_case,
                 "seconds": time.monotonic() - self._start_s,
@@ -82,4 +88,8 @@ class DiceReport:
         )
         rows = [[case, *dice.values()] for case, dice in [*per_case.items(), ("mean", per_class)]]
         logger.info("Dice per case\n%s", format_table(["case", *foreground], rows))
-        logger.info("mean Dice %.4f over %d cases, in %s", mean, len(cases), self.output_dir / "evaluation.json")
+        told = f"{num_cases} of {len(cases)} cases and {num_classes} of {len(foreground)} classes"
+        if num_cases:
+            logger.info("mean Dice %.4f over %s, in %s", mean, told, self.output_dir / "evaluation.json")
+        else:
+            logger.warning("Dice is not defined: no reference of %d cases has a structure", len(cases))

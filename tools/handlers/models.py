@@ -14,7 +14,8 @@ from monai.bundle import ConfigParser
 
 from tools.configs import read_running, select_model, write_overlay
 from tools.files import write_atomically
-from tools.handlers.training import BEST, LAST, TrainingRecord
+from tools.handlers.checkpoints import BEST, LAST
+from tools.handlers.training import TrainingRecord
 from tools.hardware import is_main_process
 from tools.models import CARD_KEYS, RUN_OVERLAY, find_config, read_config
 from tools.weights import read_state_dict, save_checkpoint

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers for training: seeds, record and progress, checkpoints."""
+"""Ignite handlers for training: seeds, record and progress."""
 
 from __future__ import annotations
 
@@ -21,27 +21,12 @@ from monai.handlers import from_engine
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from tools.errors import CheckpointError, DivergedTrainingError
+from tools.errors import DivergedTrainingError
 from tools.files import write_json
 from tools.hardware import describe_hardware, is_main_process
 from tools.reports import plot_learning_curve
-from tools.weights import fill, read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
-
-LAST, BEST = "last.pt", "best.pt"
-STATE_KEYS = [
-    "model",
-    "optimizer",
-    "lr_scheduler",
-    "scaler",
-    "random_state",
-    "epoch",
-    "max_epochs",
-    "iteration",
-    "best_metric",
-    "record",
-]
 
 
 class EpochSeed:
@@ -113,10 +98,12 @@ class TrainingRecord:
         self._losses: list[float] = []
         self._epoch_start = 0.0
         self._validations = 0
-        self._num_cases = 0
+        self.num_cases = 0
+        self.num_steps = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; `TrainingCheckpoint` does it, after the validation of the epoch."""
+        engine.add_event_handler(Events.STARTED, self._count_cases)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
@@ -127,17 +114,19 @@ class TrainingRecord:
     @property
     def best(self) -> dict[str, float] | None:
         """The epoch with the best validation metric so far, the first one if several share it."""
-        validated = [epoch for epoch in self.epochs if self.metric in epoch]
+        validated = [epoch for epoch in self.epochs if not math.isnan(epoch.get(self.metric, math.nan))]
         choose = min if self.lower_is_better else max
         return choose(validated, key=lambda epoch: epoch[self.metric]) if validated else None
 
     def _count_validation(self, _: Engine) -> None:
         self._validations += 1
 
+    def _count_cases(self, engine: Engine) -> None:
+        loader = engine.state.dataloader
+        self.num_cases = len(getattr(loader, "dataset", loader))
+
     def _start_epoch(self, engine: Engine) -> None:
         self._losses, self._validations, self._epoch_start = [], 0, time.monotonic()
-        loader = engine.state.dataloader
-        self._num_cases = len(getattr(loader, "dataset", loader))
         if self._bar is None and is_main_process():
             length = engine.state.epoch_length
             self._bar = tqdm(
@@ -159,6 +148,7 @@ class TrainingRecord:
                 "lower --learning_rate, or train without mixed precision (--amp False)",
             )
         self._losses.append(loss)
+        self.num_steps += 1
         if self._bar is not None:
             self._bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -178,10 +168,16 @@ class TrainingRecord:
             entry |= {key.removeprefix("val_"): float(value) for key, value in others.items()}
             entry[self.metric] = float(self.validator.state.metrics[name])
             if self.labels:
-                per_class = torch.nanmean(self.validator.state.metric_details[name].float(), dim=0).tolist()
+                details = self.validator.state.metric_details[name].float()
+                if bool(torch.isnan(details).all()):  # MONAI calls that 0: the first epoch would be the best for ever
+                    entry[self.metric] = math.nan
+                per_class = torch.nanmean(details, dim=0).tolist()
                 entry |= {f"{self.metric}/{label}": x for label, x in zip(self.labels[1:], per_class, strict=True)}
         self.epochs.append(entry)
-        if self.metric in entry and (best := self.best) and is_main_process():
+        if math.isnan(entry.get(self.metric, 0.0)) and is_main_process():
+            told = "epoch %d: %s is not defined, no reference has a structure; it chooses no best epoch"
+            logger.warning(told, entry["epoch"], self.metric.capitalize())
+        elif self.metric in entry and (best := self.best) and is_main_process():
             classes = ", ".join(f"{label} {entry[f'{self.metric}/{label}']:.3f}" for label in self.labels[1:])
             reached = f"{self.metric.capitalize()} {entry[self.metric]:.4f}{f' ({classes})' if classes else ''}"
             with_best = f"best {best[self.metric]:.4f} in epoch {best['epoch']:.0f}"
@@ -201,8 +197,8 @@ class TrainingRecord:
             self.output_dir / "training.json",
             {
                 "seed": self.seed,
-                "training_cases": self._num_cases,
-                "steps": engine.state.iteration,
+                "training_cases": self.num_cases,
+                "steps": self.num_steps,
                 "seconds": sum(epoch["seconds"] for epoch in self.epochs),
                 "best": self.best,
                 "hardware": describe_hardware(),
@@ -211,119 +207,3 @@ class TrainingRecord:
             },
         )
         logger.info("learning curve in %s", self.output_dir / "learning_curve.png")
-
-
-class TrainingCheckpoint:
-    """Save the state of a training run after epochs, and continue from it exactly.
-
-    `last.pt` and `best.pt` hold the network (`model`), what trains with it (`auxiliary`, if there is any), optimizer,
-    scheduler, scaler, epoch, step, best metric, the record of all epochs and the random state, that is the seed (see
-    `EpochSeed`). They are tensors and plain containers, load with `weights_only=True`, and replace the previous file in
-    one step.
-
-    Args:
-        output_dir: folder of the two files.
-        network: the network itself, not a distributed wrapper, so that names carry no `module.`.
-        optimizer: its state is saved and restored.
-        lr_scheduler: likewise.
-        record: likewise; it also knows the best epoch. It is attached here, so that it is complete when it is saved.
-        seed: the seed of the run; a resumed run must have the same.
-        interval: epochs between two writings of `last.pt`; the last epoch is always written.
-        resume: continue from `last.pt` if there is one, else start anew.
-        auxiliary: heads of a second task and the like, which training needs to go on and the network's users do not.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-        record: TrainingRecord,
-        seed: int,
-        interval: int = 1,
-        resume: bool = False,
-        auxiliary: torch.nn.Module | None = None,
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.record = record
-        self.seed = seed
-        self.interval = interval
-        self.resume = resume
-        self.auxiliary = auxiliary
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the trainer, the record first; must stand after the ValidationHandler."""
-        self.record.attach(engine)
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _start(self, engine: Engine) -> None:
-        path = self.output_dir / LAST
-        if self.resume and path.is_file():
-            self._restore(engine, path)
-        elif self.resume:
-            logger.info("no %s yet, training starts from the beginning", path)
-        elif path.is_file() and is_main_process():
-            logger.warning("%s is of an earlier run and will be replaced; --resume true would continue it", path)
-
-    def _restore(self, engine: Engine, path: Path) -> None:
-        state = read_checkpoint(path)
-        wanted = STATE_KEYS if self.auxiliary is None else [*STATE_KEYS, "auxiliary"]
-        if absent := [key for key in wanted if key not in state]:
-            raise CheckpointError(
-                path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume False"
-            )
-        if state["random_state"]["seed"] != self.seed:
-            logger.warning("%s was trained with seed %s, now %s", path, state["random_state"]["seed"], self.seed)
-        if state["max_epochs"] != engine.state.max_epochs:
-            logger.warning(
-                "%s was planned for %d epochs, now %d; the learning rate keeps to the old plan, even after its end",
-                path,
-                state["max_epochs"],
-                engine.state.max_epochs,
-            )
-        fill(self.network, state["model"], path)
-        if self.auxiliary is not None:
-            fill(self.auxiliary, state["auxiliary"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        scaler = getattr(engine, "scaler", None)
-        if scaler is not None and state["scaler"]:  # empty when mixed precision was off
-            scaler.load_state_dict(state["scaler"])
-        self.record.epochs = state["record"]
-        engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
-        logger.info("resumed from %s after epoch %d of %d", path, state["epoch"], engine.state.max_epochs)
-
-    def _save(self, engine: Engine) -> None:
-        if not is_main_process():
-            return
-        epoch = engine.state.epoch
-        best = self.record.best
-        is_best = best is not None and best["epoch"] == epoch
-        is_due = epoch % self.interval == 0 or epoch == engine.state.max_epochs
-        if not (is_best or is_due):
-            return
-        scaler = getattr(engine, "scaler", None)
-        state = {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "epoch": epoch,
-            "max_epochs": engine.state.max_epochs,
-            "iteration": engine.state.iteration,
-            "best_metric": best[self.record.metric] if best else None,
-            "record": self.record.epochs,
-            "random_state": {"seed": self.seed},
-        }
-        if self.auxiliary is not None:
-            state["auxiliary"] = self.auxiliary.state_dict()
-        if is_best:
-            save_checkpoint(state, self.output_dir / BEST)
-        if is_due:
-            save_checkpoint(state, self.output_dir / LAST)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tools.errors import ToolsError
 from tools.files import compute_sha256
-from tools.handlers.training import LAST
+from tools.handlers.checkpoints import LAST
 from tools.studies.definition import Run, Study, fill_references, merge_configs, require_known
 
 STATE, RESULT = "state.json", "result.json"

@@ -24,7 +24,7 @@ from monai.utils import ensure_tuple
 from tools.bundles import REPOSITORY, make_command, run_bundle
 from tools.errors import MissingFileError, ToolsError
 from tools.files import write_json
-from tools.handlers.training import LAST
+from tools.handlers.checkpoints import LAST
 from tools.hardware import describe_hardware
 from tools.studies.definition import read_study
 from tools.studies.jobs import EVALUATION, RESULT, STATE, TRAINING, Job, Step, list_jobs

@@ -109,12 +109,13 @@ def fill(network: Network, offered: Mapping[str, Tensor], source: str | Path) ->
     return _fill(network, values, report, complete=True)
 
 
-def initialize(network: Network, path: str | Path | None, **options: object) -> Network:
+def initialize(network: Network, path: str | Path | None, resume: bool = False, **options: object) -> Network:
     """Start training from the weights in `path`, or from the random initialisation when `path` is None.
 
     Args:
         network: the network to fill, changed in place.
         path: a checkpoint in any layout, or None; `timm`: what timm has for the encoder, downloaded if need be.
+        resume: whether training goes on from its own state, so that nothing need be said of random weights.
         options: those of `load`.
 
     Raises:
@@ -127,7 +128,8 @@ def initialize(network: Network, path: str | Path | None, **options: object) -> 
     check_names(options.keys(), known, "network, the weights to start from")
     read_inflation(options.get("inflation"))
     if path is None:
-        logger.info("training starts from random weights")
+        if not resume:
+            logger.info("training starts from random weights")
         return network
     path = read_path("pretrained", path)
     if str(path) == TIMM.name:
