@@ -8,12 +8,14 @@ from click.testing import CliRunner
 from comparisons import assert_equal_to_scale
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
+from monai.networks.blocks import PatchEmbeddingBlock
 from monai.networks.nets import UNETR, ViTAutoEnc
 from safetensors.torch import load_file
 
 from tools.__main__ import inspect_weights, weights
 from tools.errors import CheckpointError, ConfigValueError, MissingFileError
 from tools.weights import load
+from tools.weights.adaptation import order_as_perceptron
 from tools.weights.conversion import build_network, compare, convert, inspect
 from tools.weights.files import read_metadata
 
@@ -139,3 +141,17 @@ def test_the_network_of_a_bundle_is_built_with_overlays(tmp_path):
 def test_the_command_line_has_the_four_commands(old_file):
     assert weights.commands.keys() == {"inspect", "convert", "list", "fetch"}
     assert "unetr_monai_0.7" in CliRunner().invoke(inspect_weights, [str(old_file)]).output
+
+
+def test_a_perceptron_reads_a_patch_as_the_convolution_does_in_every_channel():
+    shape, patch, channels = (8, 12, 16), (2, 3, 4), 3
+    torch.manual_seed(0)
+    convolution, perceptron = (
+        PatchEmbeddingBlock(channels, shape, patch, 12, 3, proj_type=kind).double() for kind in ("conv", "perceptron")
+    )
+    perceptron.position_embeddings = convolution.position_embeddings
+    with torch.no_grad():
+        perceptron.patch_embeddings[1].weight.copy_(order_as_perceptron(convolution.patch_embeddings.weight))
+        perceptron.patch_embeddings[1].bias.copy_(convolution.patch_embeddings.bias)
+        image = torch.rand(2, channels, *shape).double()
+        assert_equal_to_scale(perceptron(image), convolution(image))
