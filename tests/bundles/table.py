@@ -188,7 +188,7 @@ PRETRAININGS = {
             ),
             ({"feature_size": 20}, "feature_size: found 20"),
             ({"embedding_dim": 0}, "embedding_dim: found 0, wanted at least 1"),
-            ({"momentum": 1.1}, "momentum: found 1.1, wanted a number from 0 to 1; correct --momentum."),
+            ({"momentum": 1.1}, "momentum: found 1.1, wanted a number from 0 to 1; correct --momentum ("),
             ({"flip_prob": 2}, "flip_prob: found 2"),
             ({"num_crops": 0}, "num_crops: found 0"),
             ({"crops_at_once": 0}, "crops_at_once: found 0"),

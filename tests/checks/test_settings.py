@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import random
+import re
 import sys
+from typing import Any
 
 import monai.bundle
 import pytest
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from processes import run_code
 
+from tools.bundles import BUNDLES
 from tools.checks import check_command_line, check_device, check_memory, check_shares
-from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError
+from tools.checks.settings import _is_light, _iterate_keys
+from tools.configs import KEYS
+from tools.errors import ConfigValueError, MemoryLimitError, ToolsError, UnknownOverrideError, find_cause
 
 PROGRAM = f"{monai.bundle.__path__[0]}/__main__.py"
 BASE = """
@@ -224,3 +233,136 @@ def test_every_process_needs_a_case_of_each_section(assert_readable):
     with pytest.raises(ConfigValueError) as caught:
         check_shares(num_training=4, num_validation=1, num_processes=2)
     assert_readable(caught.value, "--nproc_per_node", "1 validation", "at most 1")
+
+
+class TestRunningSettings:
+    """`check_settings`, called as `initialize` does it, with the command line of `python -m monai.bundle run`."""
+
+    @staticmethod
+    def run(monkeypatch: pytest.MonkeyPatch, bundle: str, file: str, overrides: dict[str, Any], overlay: Any = None):
+        configs = BUNDLES / bundle / "configs"
+        arguments = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+        monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", str(configs / f"{file}.yaml"), *arguments])
+        parser = ConfigParser(ConfigParser.load_config_file(configs / f"{file}.yaml"))
+        parser.update(overlay or {})
+        check_command_line()  # MONAI looks for the place of an override before it works out anything
+        parser.update({key: DefaultParseValue(str(value)) for key, value in overrides.items()})
+        parser["_only_"] = "$checks.check_settings()"
+        try:
+            parser.get_parsed_content("_only_")
+        except RuntimeError as error:  # MONAI wraps what an expression raises
+            raise find_cause(error) or error from None
+
+    @pytest.mark.parametrize("file", ["train", "inference", "pretrain"])
+    @pytest.mark.parametrize("bundle", ["unetr_btcv", "swin_unetr_ssl", "voco_finetune", "inflated_vit_seg"])
+    def test_the_defaults_pass(self, monkeypatch, bundle, file):
+        if (BUNDLES / bundle / "configs" / f"{file}.yaml").is_file():
+            self.run(monkeypatch, bundle, file, {})
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_random_overrides_end_in_one_sentence(self, monkeypatch, seed, tmp_path):
+        """Ten a seed: a key of the table with a value of a wrong type or range, or a key misspelt at any depth."""
+        rng = random.Random(seed)
+        monkeypatch.chdir(tmp_path)
+        wrong = ["text", -1, -0.5, [], {}, [1, "a"], 1e9, "1e-4", "yes", "RAZ", None, [0, 0, 0], True, 2.5]
+        for _ in range(10):
+            bundle = rng.choice(["unetr_btcv", "swin_unetr_ssl", "voco_finetune", "inflated_vit_seg"])
+            file = rng.choice(["train", "inference"])
+            config = ConfigParser.load_config_file(BUNDLES / bundle / "configs" / f"{file}.yaml")
+            if rng.random() < 0.5:
+                known = [name for name in config if name in KEYS and KEYS[name].check and _is_light(name, config)]
+                name = rng.choice(known)
+                values = [
+                    value for value in wrong if KEYS[name].check(DefaultParseValue(str(value))) and value is not None
+                ]
+                override = {name: rng.choice(values)}
+            else:
+                place = rng.choice([name for name in _iterate_keys(config) if len(name.rpartition("#")[2]) > 3])
+                head, mark, last = place.rpartition("#")
+                spot = rng.randrange(len(last) - 1)
+                slip = last[:spot] + last[spot + 1] + last[spot] + last[spot + 2 :]
+                if slip == last or f"{head}{mark}{slip}" in _iterate_keys(config):
+                    continue
+                name, override = place, {f"{head}{mark}{slip}": 1}
+                parent = ConfigParser(config).get(head) if head else None
+                if isinstance(parent, dict) and "_target_" in parent:
+                    continue  # an argument: told by the component that does not have it
+            try:
+                self.run(monkeypatch, bundle, file, override)
+            except ToolsError as error:
+                caught = error
+            else:
+                pytest.fail(f"{bundle} {file} {override} passed")
+            text = str(caught)
+            assert "\n" not in text
+            assert "wanted" in text
+            assert name.rpartition("#")[2] in text, (name, text)
+            assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("overlay", "told"),
+        [
+            ({"labels": {"background": 0, "posterior": 2, "anterior": 1}}, r"\[background, anterior, posterior\]"),
+            ({"labels": {"0": "background", "1": "a"}}, r"\[background, a\]"),
+            ({"labels": ["background", "lesion", "Lesion"]}, "lesion stands twice"),
+            ({"labels": ["background", False, True]}, "in quotes: YAML reads yes and no as true and false"),
+            ({"labels": ["background", "a"], "label_map": {0: 0, 1: 1, 2: 2}}, "found class 2, wanted 0 to 1"),
+            ({"labels": ["background", "a", "b"], "label_map": {0: 0, 1: 1}}, "no value for b"),
+            ({"learning_rate": "1e-4"}, "write 1.0e-04, which YAML reads as a number"),
+            ({"sample_above": "-inf"}, r"-\.inf in a file"),
+            ({"amp": "off"}, "write False"),
+            ({"epochs": "$1 +"}, "which cannot be worked out .*SyntaxError"),
+            ({"epochs": "@epcohs"}, "found @epcohs, a key that it does not have.*write @epochs"),
+            ({"loss": {"_target_": "DiceFocolLoss"}}, "found DiceFocolLoss.*write DiceFocalLoss"),
+            ({"loss": {"_target_": "tools.inference.Segmenter"}}, "write tools.inference.ScanSegmenter"),
+            ({"epoch": 3}, "a key that nothing reads.*did you mean epochs"),
+            ({"optimizer::lr": 0.1, "weigth_decay": 0.1}, "did you mean weight_decay"),
+        ],
+        ids=lambda value: None if isinstance(value, str) else ",".join(value),
+    )
+    def test_an_overlay_is_held_to_the_table(self, monkeypatch, overlay, told):
+        with pytest.raises(ToolsError, match=told):
+            self.run(monkeypatch, "unetr_btcv", "train", {}, overlay)
+
+    @pytest.mark.parametrize(
+        ("override", "told"),
+        [
+            ({"optimizer#lr": "text"}, "--optimizer#lr: found the text 'text', wanted a number above 0"),
+            ({"optimizer#lr": "1e-4x"}, "wanted a number above 0"),
+            ({"train#dataloader#shuffle": 3}, "wanted True or False"),
+            ({"network_def#hidden_size": "wide"}, "a number, as the 768 of the config"),
+            ({"trian#trainer#max_epochs": 1}, "did you mean --train#trainer#max_epochs"),
+        ],
+        ids=lambda value: None if isinstance(value, str) else ",".join(value),
+    )
+    def test_a_value_inside_a_component_is_of_the_type_of_the_one_that_it_replaces(self, monkeypatch, override, told):
+        with pytest.raises(ToolsError, match=re.escape(told)):
+            self.run(monkeypatch, "unetr_btcv", "train", override)
+
+    def test_what_other_configs_need_passes(self, monkeypatch):
+        mine = {
+            "labels": ["background", "a"],
+            "label_map": {0: 0, 500: 1},
+            "mine": [1, 2],
+            "pixdim": "$[1.0, 1.0, @mine[0]]",
+        }
+        self.run(monkeypatch, "unetr_btcv", "train", {"resume": "true"}, mine)
+
+    @pytest.mark.parametrize(
+        ("listed", "told"),
+        [
+            (
+                {"0": "background", "1": "posterior", "2": "anterior"},
+                "found posterior for the value 1, wanted anterior",
+            ),
+            ({"background": 0, "Posterior": 1, "anterior": 2}, "found Posterior for the value 1"),
+            ({"0": "background", "1": "front", "2": "back"}, None),
+            ({"background": 0, "whole": [1, 2]}, None),
+            ({"0": "background", "1": "Anterior", "2": "posterior"}, None),
+        ],
+    )
+    def test_names_that_the_data_set_contradicts_are_refused(self, monkeypatch, tmp_path, listed, told):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": listed, "training": []}))
+        overlay = {"labels": ["background", "anterior", "posterior"], "dataset_dir": str(tmp_path)}
+        with pytest.raises(ConfigValueError, match=told) if told else contextlib.nullcontext():
+            self.run(monkeypatch, "unetr_btcv", "train", {}, overlay)

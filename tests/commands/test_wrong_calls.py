@@ -96,6 +96,7 @@ CALLS = {
         ("train labelled -o out --labels a b --pretrained gone.pt", "wanted a file, a model, or one of the public"),
         ("train labelled -o out --labels a b --pretrained unetr_btcv_torchscript", "weights fetch unetr_btcv --name"),
         ("train labelled -o out --labels a b --config_file gone.yaml", "gone.yaml: found no such file"),
+        ("train labelled -o out --labels a b --config_file broken.yaml", "broken.yaml: found no YAML"),
         ("train labelled -o twice --labels a b", "give --resume to go on with it"),
     ],
     "others": [

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tools.checks.pairs import check_dataset, check_pair
     from tools.checks.plausibility import check_model_settings, find_oddities
     from tools.checks.scan_lists import select_readable
-    from tools.checks.settings import check_command_line, check_device, check_memory, check_shares
+    from tools.checks.settings import check_command_line, check_device, check_memory, check_settings, check_shares
 
 __all__ = [
     "check_command_line",
@@ -22,6 +22,7 @@ __all__ = [
     "check_model_settings",
     "check_pair",
     "check_scan",
+    "check_settings",
     "check_shares",
     "find_oddities",
     "select_readable",
@@ -29,7 +30,9 @@ __all__ = [
 # imported when they are asked for: they stand on MONAI and torch, which commands that look at a header do without
 _LATER = {
     **dict.fromkeys(("check_dataset", "check_pair"), "pairs"),
-    **dict.fromkeys(("check_command_line", "check_device", "check_memory", "check_shares"), "settings"),
+    **dict.fromkeys(
+        ("check_command_line", "check_device", "check_memory", "check_settings", "check_shares"), "settings"
+    ),
     **dict.fromkeys(("check_model_settings", "find_oddities"), "plausibility"),
     "select_readable": "scan_lists",
 }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tools.configs import read_running
+from tools.configs.keys import PREPROCESSING
 from tools.models import Model, find_owner
 from tools.scans import Scan
 
@@ -23,8 +24,6 @@ _FAT_HU, _LEAST_FAT = (-200, -20), 0.001
 _AIR_HU = -200
 _NO_DATA = 1e30  # no intensity is that large
 _FAR = 3.0  # times the spacing of the model
-_PREPROCESSING = ("in_channels", "orientation", "pixdim", "image_size", "intensity", "geometry", "preprocessing")
-_LABELS = ("labels", "label_map")
 _SHOWN = 80  # characters of a value
 
 
@@ -73,7 +72,7 @@ def list_changes(model: Model, config: Mapping[str, Any]) -> list[str]:
     """
     return [
         f"{key} is {_spell(config[key])}, and the model was trained with {_spell(model.config[key])}"
-        for key in (*_LABELS, *_PREPROCESSING)
+        for key in PREPROCESSING
         if key in config and key in model.config and _normalize(config[key]) != _normalize(model.config[key])
     ]
 

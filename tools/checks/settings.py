@@ -3,24 +3,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import inspect
 import itertools
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fire
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, create_workflow
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver, create_workflow
 from monai.bundle.scripts import run, run_workflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from monai.utils.module import locate
 
-from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError
+from tools.configs import KEYS, Key, read_running
+from tools.configs.keys import check_flag, is_number
+from tools.datasets.datalists import locate_source, read_label_names
+from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError, find_cause
 from tools.hardware import find_free_memory_gb, limit_memory
 
+_PLAIN_PARTS = {"num_classes", "label_values", "window_slices"}  # worked out of numbers and names
+_WORDS = {"off": "False", "no": "False", "false": "False", "on": "True", "yes": "True", "true": "True"}
+_SHOWN = 100  # characters of a value
 SHARE_OF_MEMORY = 0.95  # of what is free: the rest is for data loaders' workers and the system
 
 
@@ -66,6 +76,173 @@ def check_shares(num_training: int, num_validation: int, num_processes: int) -> 
             )
 
 
+def check_settings() -> None:
+    """Raise if a setting of the config that runs is not what its key takes, is not used, or contradicts another one.
+
+    It is called before anything is computed or written, in `initialize`. What is checked: the command line (see
+    `check_command_line`); types and ranges, by the table of `tools.configs.keys`; keys that nothing reads; classes that
+    do not exist; that each class of `labels` has a value; that `dataset.json` gives the same value to a name.
+
+    Raises:
+        UnknownOverrideError: with the nearest key, if there is one.
+        ConfigValueError: with the value found and what is wanted.
+    """
+    check_command_line()
+    running = read_running()
+    if running is None:
+        return
+    config = running.values
+    parser = ConfigParser(copy.deepcopy(config))
+    values = {}
+    for name, key in KEYS.items():
+        if key.check is None or name not in config or not _is_light(name, config):
+            continue
+        value = values[name] = _resolve(parser, name, config[name])
+        if wanted := key.check(value):
+            raise ConfigValueError(name, _show(value), wanted, _advise(name, key, value))
+    _check_unused(config)
+    _check_targets(parser, config)
+    if "labels" in values and "label_map" in values:
+        _check_labels(values["labels"], values["label_map"])
+        if "train" in config and isinstance(values.get("dataset_dir"), str):
+            _check_file(values["dataset_dir"], values["labels"], values["label_map"])
+
+
+def _is_light(name: str, config: Mapping[str, Any], above: tuple[str, ...] = ()) -> bool:
+    """Tell whether a value can be worked out without making components, such as a data set."""
+    if name in above:
+        return False
+    texts, components = _list_texts(config[name])
+    if components:
+        return False
+    targets = {target for text in texts for target in ReferenceResolver.match_refs_pattern(text)}
+    heads = {ReferenceResolver.split_id(target)[0] for target in targets}
+    return all(
+        head in config and head in KEYS and (KEYS[head].role != "part" or head in _PLAIN_PARTS) and
+        _is_light(head, config, (*above, name))
+        for head in heads
+    )  # fmt: skip
+
+
+def _list_texts(value: Any) -> tuple[list[str], bool]:
+    """Return the texts in a value that refer or compute, and whether it holds a component."""
+    if isinstance(value, str):
+        return ([value] if value[:1] in ("$", "@", "%") else []), value[:1] == "%"
+    items = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else []
+    found = [_list_texts(item) for item in items]
+    holds = isinstance(value, dict) and "_target_" in value
+    return [text for texts, _ in found for text in texts], holds or any(component for _, component in found)
+
+
+def _resolve(parser: ConfigParser, name: str, value: Any) -> Any:
+    if not _list_texts(value)[0]:
+        return value
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:
+        if cause := find_cause(error):
+            raise cause from None
+        while error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+        found = f"{value}, which cannot be worked out ({type(error).__name__}: {str(error).splitlines()[0]})"
+        raise ConfigValueError(name, found.replace("::", "#"), KEYS[name].doc, "correct it") from None
+
+
+def _show(value: Any) -> str:
+    text = f"the text {value!r}" if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _advise(name: str, key: Key, value: Any) -> str:
+    """Return what to write where a value was read as another type than was meant."""
+    if isinstance(value, str) and key.check is not None:
+        with contextlib.suppress(ValueError):
+            number = float(value)
+            if not math.isfinite(number):
+                return f"write --{name} \"$float('{number}')\", or {'-' * (number < 0)}.inf in a file"
+            if key.check(number) is None or key.check(int(number)) is None:
+                text = f"{number:.1e}" if "e" in value.lower() else repr(number)  # YAML wants a point before the e
+                return f"write {text}, which YAML reads as a number"
+        if key.check(True) is None and value.strip().lower() in _WORDS:
+            return f"write {_WORDS[value.strip().lower()]}"
+    if name == "labels":
+        return "correct labels"
+    return f"correct --{name} ({key.doc})"
+
+
+def _check_unused(config: Mapping[str, Any]) -> None:
+    """Refuse top-level keys that nothing reads: a typing error leaves the default in force."""
+    used = {
+        ReferenceResolver.split_id(target)[0]: text
+        for text in _list_texts(list(config.values()))[0]
+        for target in ReferenceResolver.match_refs_pattern(text)
+    }
+    for name in used.keys() - config.keys():
+        near = difflib.get_close_matches(name, config, n=1)
+        wanted, remedy = "references to keys of the config", f"write @{near[0]}" if near else "correct it"
+        raise UnknownOverrideError(used[name], f"@{name}, a key that it does not have", wanted, remedy)
+    known = (
+        used | KEYS.keys() | {name for tracking in DEFAULT_EXP_MGMT_SETTINGS.values() for name in tracking["configs"]}
+    )
+    for name in config:
+        if name not in known and not str(name).startswith("_"):
+            near = difflib.get_close_matches(str(name), KEYS, n=1)
+            remedy = f"did you mean {near[0]}" if near else "remove it, or refer to it with @"
+            raise UnknownOverrideError(name, "a key that nothing reads", "a key of the config", remedy)
+
+
+def _check_targets(parser: ConfigParser, config: Any) -> None:
+    """Refuse classes that do not exist, with the nearest one."""
+    for name, target in _iterate_targets(config):
+        if target[:1] in ("$", "@", "%"):
+            continue
+        component = ConfigComponent(config={"_target_": target}, id=name, locator=parser.locator)
+        path = component.resolve_module_name()
+        if not isinstance(path, str) or locate(path) is None:
+            table = list(parser.locator._components_table or ())
+            module = target.rpartition(".")[0]
+            if module and (found := locate(module)) is not None:
+                table = [f"{module}.{entry}" for entry in dir(found) if callable(getattr(found, entry))]
+            near = difflib.get_close_matches(target, table, n=1)
+            wanted = "a class or function that can be imported"
+            raise ConfigValueError(f"{name}#_target_", target, wanted, f"write {near[0]}" if near else "correct it")
+
+
+def _iterate_targets(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, dict) and isinstance(value.get("_target_"), str):
+        yield name, value["_target_"]
+    for key, item in items:
+        yield from _iterate_targets(item, f"{name}#{key}" if name else str(key))
+
+
+def _check_labels(labels: Sequence[str], label_map: Mapping[int, int]) -> None:
+    classes = set(label_map.values())
+    if beyond := sorted(number for number in classes if number >= len(labels)):
+        wanted = f"0 to {len(labels) - 1}, the classes of labels"
+        raise ConfigValueError(
+            "label_map", f"class {beyond[0]}", wanted, "correct label_map, or name the class in labels"
+        )
+    if absent := [name for number, name in enumerate(labels) if number not in classes]:
+        wanted = f"a value for each of {len(labels)} labels"
+        raise ConfigValueError("label_map", f"no value for {absent[0]}", wanted, "add it, or remove the label")
+
+
+def _check_file(dataset_dir: str, labels: Sequence[str], label_map: Mapping[int, int]) -> None:
+    """Refuse a `dataset.json` that gives the value of a class to another one, by their names."""
+    source = locate_source(dataset_dir)
+    if source.is_dir():
+        return
+    named = read_label_names(source)
+    own = {name.strip().casefold(): name for name in labels}
+    for value, name in named.items():
+        known = name.strip().casefold()
+        if known in own and value in label_map and labels[label_map[value]] != own[known]:
+            found = f"{name} for the value {value}"
+            wanted = f"{labels[label_map[value]]}, as labels and label_map have it"
+            raise ConfigValueError(source, found, wanted, "correct the one that is wrong")
+
+
 def check_command_line(argv: Sequence[str] | None = None) -> None:
     """Raise if an override of `python -m monai.bundle run` (or `run_workflow`) names a key that no config file has.
 
@@ -105,6 +282,7 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
             # the command line reads Python values: the text 'false' counts as true in every condition
             raise ConfigValueError(f"--{key}", repr(value), "True or False", f"write --{key} False")
         if _has_place(parser, key):
+            _check_nested(parser, key, value)
             parser[key] = value  # a later override may reach into this one
         else:
             unknown.append(key)
@@ -148,6 +326,21 @@ def _load_tracking(tracking: Any) -> dict[str, None]:
     known = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
     settings = DEFAULT_EXP_MGMT_SETTINGS[tracking] if known else ConfigParser.load_config_files(tracking)
     return {key: None for key in settings["configs"] if key not in settings["handlers_id"]}
+
+
+def _check_nested(parser: ConfigParser, key: str, value: Any) -> None:
+    """Refuse a value inside a component that is of another type than the one that it replaces."""
+    old = parser.get(key) if "#" in key and key in parser else None
+    if isinstance(value, str) and value[:1] in ("$", "@", "%"):
+        return
+    if isinstance(old, str) and ReferenceResolver.id_matcher.fullmatch(old):
+        known = KEYS.get(old[1:])  # as `lr: @learning_rate`
+        if known is not None and known.check is not None and (wanted := known.check(value)):
+            raise ConfigValueError(f"--{key}", _show(value), wanted, _advise(key, known, value))
+    elif is_number(old) and not is_number(value) and value is not None:
+        raise ConfigValueError(f"--{key}", _show(value), f"a number, as the {old} of the config", "correct it")
+    elif isinstance(old, bool) and check_flag(value):
+        raise ConfigValueError(f"--{key}", _show(value), "True or False", "correct it")
 
 
 def _has_place(parser: ConfigParser, key: str) -> bool:

@@ -70,6 +70,8 @@ def prepare_training(
     if card is not None and labels:
         raise ConfigValueError("--labels", "them and --card", "one of the two", "leave out --labels")
     extra = [_require(make_absolute(file)) for file in config_files]
+    for file in extra:
+        read_config(file)  # that it is one
     files, values = [root / "configs" / "train.yaml"], None
     if card is not None:
         files += _list_overlays(root, _require(make_absolute(card)) if card.endswith(".yaml") else locate_card(card))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from tools.configs.keys import KEYS, Key, list_keys
 from tools.configs.models import MODEL_KEYS, select_model, write_overlay
 from tools.configs.running import RunningConfig, read_running
 
-__all__ = ["MODEL_KEYS", "RunningConfig", "read_running", "select_model", "write_overlay"]
+__all__ = ["KEYS", "MODEL_KEYS", "Key", "RunningConfig", "list_keys", "read_running", "select_model", "write_overlay"]

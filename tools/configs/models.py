@@ -9,20 +9,14 @@ from typing import Any
 
 import yaml
 
+from tools.configs.keys import list_keys
 from tools.files import write_atomically
 
-# what the data were, and how they reach the network
-DATA_KEYS = (
-    *("labels", "label_map", "validation_cases", "in_channels", "orientation", "pixdim", "roi_size", "image_size"),
-    *("intensity", "foreground_crop", "sample_above", "mirror_axes"),
-)
-# what the network is
-NETWORK_KEYS = (
-    *("encoder", "decoder", "num_slices", "force_2d", "feature_size", "window_size", "use_v2", "patch_merging"),
-)
+# what the data were, how they reach the network, and what it is
+_PIECE_KEYS = tuple(key for key in list_keys("data", "geometry", "network") if key != "card")
 # how it is applied; the defaults of training are not those of inference, so that only what was asked for is kept
-SPEED_KEYS = ("overlap", "sw_batch_size")
-MODEL_KEYS = (*DATA_KEYS, *NETWORK_KEYS, *SPEED_KEYS)
+_INFERENCE_KEYS = list_keys("inference")
+MODEL_KEYS = (*_PIECE_KEYS, *_INFERENCE_KEYS)
 NETWORK = "network_def"
 
 
@@ -34,8 +28,8 @@ def select_model(config: Mapping[str, Any], default: Mapping[str, Any] | None = 
         default: the bundle's `train.yaml` alone, so that only what differs is said of the network; None: all of it.
     """
     default = default or {}
-    kept = {key: config[key] for key in (*DATA_KEYS, *NETWORK_KEYS) if key in config}
-    kept |= {key: config[key] for key in SPEED_KEYS if key in config and config[key] != default.get(key)}
+    kept = {key: config[key] for key in _PIECE_KEYS if key in config}
+    kept |= {key: config[key] for key in _INFERENCE_KEYS if key in config and config[key] != default.get(key)}
     network, usual = config[NETWORK], default.get(NETWORK, {})
     if network["_target_"] != usual.get("_target_"):
         return kept | {NETWORK: network}

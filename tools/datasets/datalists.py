@@ -135,6 +135,18 @@ def read_sections(file: Path, need_labels: bool = True) -> dict[str, list[dict[s
     return {name: _read_entries(content[name], name, file, need_labels) for name in names if name in content}
 
 
+def read_label_names(file: Path) -> dict[int, str]:
+    """Return the names by their values that a `dataset.json` states, as MSD (`{value: name}`) or nnU-Net do.
+
+    Regions of nnU-Net, which have several values, and files that state nothing give no names.
+    """
+    listed = json.loads(file.read_text(encoding="utf-8-sig")).get("labels")
+    if not isinstance(listed, dict):
+        return {}
+    pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in listed.items()]
+    return {int(value): str(name) for value, name in pairs if str(value).isdecimal()}
+
+
 def _read_entries(entries: Any, section: str, file: Path, need_labels: bool) -> list[dict[str, str]]:
     if not isinstance(entries, list):
         raise DatalistError(file, f"'{section}' that is no list", "a list of entries", "correct the file")

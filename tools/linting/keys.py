@@ -14,6 +14,7 @@ from monai.bundle import ReferenceResolver
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from tools.configs.keys import REQUIRED
 from tools.linting.bundle import Bundle
 from tools.linting.components import find_component
 from tools.linting.configs import MergedConfig
@@ -42,24 +43,6 @@ LABEL_KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
     "evaluate": (("validate#evaluator",), ("validate#dataset#data",)),
     "pretrain": (("network",), ("train#dataset#data",), ("train#handlers",)),
-}
-# what command lines, cards and overlays of this project set
-OWN_KEYS: Mapping[str, tuple[str, ...]] = {
-    "inference": tuple(
-        str.split(
-            "labels num_classes in_channels orientation intensity output_dir checkpoint datalist amp network "
-            "initialize sw_batch_size mirror_axes displayable_configs"
-        )
-    ),
-    "train": tuple(
-        str.split(
-            "labels num_classes label_map in_channels orientation intensity output_dir pretrained resume amp seed "
-            "epochs batch_size learning_rate num_workers cache_rate val_interval validation_cases "
-            "network_def initialize"
-        )
-    ),
-    "evaluate": ("labels", "checkpoint", "output_dir", "initialize"),
-    "pretrain": ("in_channels", "orientation", "intensity", "output_dir", "resume", "seed", "epochs", "initialize"),
 }
 LISTS = ("imports", "initialize", "run", "finalize")
 # read by MONAI, MONAI Label or the command line, though nothing in the config refers to them
@@ -94,7 +77,7 @@ def _check_required(bundle: Bundle, config: MergedConfig) -> Iterator[Finding]:
     if config.kind in ("train", "pretrain", "evaluate") or bundle.own:
         names["run"] = "monai.bundle run"
     if bundle.own:
-        names |= dict.fromkeys(OWN_KEYS[config.kind], "this project")
+        names |= dict.fromkeys(REQUIRED[config.kind], "this project")
     top = [key for key in config.content if isinstance(key, str)]
     for name, reader in names.items():
         if name not in config:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tools.bundles import CARDS
+from tools.configs.keys import OF_THE_CARD
 from tools.linting.bundle import METADATA, Bundle, normalize
 from tools.linting.configs import MergedConfig
 from tools.linting.findings import Finding, show
@@ -115,7 +116,7 @@ def _check_card(config: MergedConfig) -> Iterator[Finding]:
     if not overlay.name.startswith("models/") or not card.is_file():
         return
     content = yaml.safe_load(card.read_text(encoding="utf-8"))
-    for key in ("labels", "label_map", "orientation", "validation_cases"):
+    for key in OF_THE_CARD:
         found, wanted = overlay.content.get(key), content.get(key)
         if normalize(found) == normalize(wanted):
             continue

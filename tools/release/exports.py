@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
+from tools.configs import list_keys
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
 from tools.models import CARD_KEYS, RUN_OVERLAY, Model
@@ -211,7 +212,7 @@ def _check(name: str, files: Mapping[str, bytes]) -> None:
 def _resolve(text: str) -> dict[str, Any]:
     """Return what the metadata need to know of a config, and its network."""
     parser = ConfigParser(yaml.safe_load(text))
-    config = {name: parser.get(name) for name in ("labels", "in_channels", "intensity")}
+    config = {name: parser.get(name) for name in list_keys("data", "geometry") if name in parser}
     size = "roi_size" if "roi_size" in parser else "image_size"
     window = list(parser.get_parsed_content(size))
     if len(window) == 2:
