@@ -93,7 +93,6 @@ def test_validation_and_inference_have_the_windows_of_training(bundle, card):
     assert find_window(inference) == window
     assert list(train.get_parsed_content("validate#window_inferer").roi_size) == window
     assert list(inference.get_parsed_content("window_inferer").roi_size) == window
-    assert inference.get_parsed_content("evaluator#settings")["roi_size"] == window
 
 
 @pytest.mark.parametrize(("bundle", "card"), cover(("unetr_btcv", "swin_unetr_ssl"), NAMES, KINDS))

@@ -147,5 +147,5 @@ def test_a_crop_that_does_not_fit_is_rounded_up_in_training_evaluation_and_infer
     options["dataset_dir"] = str(dataset / "imagesTr" / "case_4.nii.gz")
     bundle.run("inference", output_dir=str(tmp_path / "segmentations"), **options)
     report = json.loads((tmp_path / "segmentations" / "run.json").read_text())
-    assert report["settings"]["roi_size"] == [32, 32, 64]
+    assert report["settings"]["feature_size"] == 12
     assert {scan["state"] for scan in report["scans"].values()} == {"done"}

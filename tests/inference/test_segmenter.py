@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +23,8 @@ from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
     Invertd,
+    KeepLargestConnectedComponentd,
+    MapTransform,
     Orientationd,
     SaveImaged,
     ScaleIntensityRanged,
@@ -30,8 +33,8 @@ from monai.transforms import (
 from torch import nn
 
 from tools.errors import CheckpointError, ConfigValueError, FailedScansError, MemoryLimitError, UnreadableScanError
-from tools.inference import SaveSegmentationd, ScanSegmenter
-from tools.inference.segmenter import _digest
+from tools.inference import MirroringInferer, SaveProbabilitiesd, SaveSegmentationd, ScanSegmenter
+from tools.reports import measure_statistics
 from tools.transforms import FillNonFinited, LoadScand
 
 LABELS = ["background", "ball", "hole", "edge"]
@@ -52,15 +55,15 @@ def checkpoint(tmp_path, network):
     return tmp_path / "weights.pt"
 
 
-def make_preprocessing() -> Compose:
+def make_preprocessing(spacing: tuple[float, ...] = (1.5, 1.5, 2.0), a_max: float = 400) -> Compose:
     return Compose(
         [
             LoadScand("image"),
             EnsureChannelFirstd("image"),
             FillNonFinited("image"),
             Orientationd("image", "RAS", labels=None),
-            Spacingd("image", (1.5, 1.5, 2.0), mode="bilinear", dtype=torch.float32),
-            ScaleIntensityRanged("image", -500, 400, 0, 1, clip=True),
+            Spacingd("image", spacing, mode="bilinear", dtype=torch.float32),
+            ScaleIntensityRanged("image", -500, a_max, 0, 1, clip=True),
         ]
     )
 
@@ -77,14 +80,24 @@ def make_inferer() -> SlidingWindowInferer:
 @pytest.fixture
 def make_segmenter(tmp_path, network, checkpoint):
     def make(
-        *scans: Path, network: nn.Module = network, output_dir: Path = tmp_path / "out", **settings
+        *scans: Path,
+        network: nn.Module = network,
+        output_dir: Path = tmp_path / "out",
+        preprocessing: Compose | None = None,
+        inferer: SlidingWindowInferer | None = None,
+        structures: list[str] | None = None,
+        more: Sequence[MapTransform] = (),
+        **settings,
     ) -> ScanSegmenter:
-        preprocessing = make_preprocessing()
+        preprocessing = preprocessing or make_preprocessing()
+        writer = SaveSegmentationd("pred", output_dir, LABELS, structures=structures)
+        postprocessing = make_postprocessing(preprocessing, writer)
+        postprocessing = Compose([*postprocessing.transforms[:-1], *more, postprocessing.transforms[-1]])
         return ScanSegmenter(
             dataset=Dataset([{"image": str(scan)} for scan in scans], preprocessing),
             network=network,
-            inferer=make_inferer(),
-            postprocessing=make_postprocessing(preprocessing, SaveSegmentationd("pred", output_dir, LABELS)),
+            inferer=inferer or make_inferer(),
+            postprocessing=postprocessing,
             labels=LABELS,
             output_dir=output_dir,
             **{"checkpoint": checkpoint, "preview": False, **settings},
@@ -150,13 +163,13 @@ def test_the_result_is_that_of_the_stock_chain_voxel_for_voxel(
 def test_the_report_has_versions_weights_settings_and_the_seconds_of_each_stage(
     write_phantom, make_segmenter, tmp_path
 ):
-    segmenter = make_segmenter(write_phantom(), preview=True, settings={"roi_size": (16, 16, 16), "overlap": 0.5})
+    segmenter = make_segmenter(write_phantom(), preview=True)
     segmenter.run()
     report = read_report(tmp_path / "out")
     assert report["versions"]["torch"] == torch.__version__
     assert len(report["weights"]["sha256"]) == 64
     assert report["labels"] == {"0": "background", "1": "ball", "2": "hole", "3": "edge"}
-    assert report["settings"].items() >= {"roi_size": [16, 16, 16], "overlap": 0.5}.items()
+    assert report["fingerprint"] == segmenter.fingerprint
     scan = report["scans"]["scan"]
     assert (scan["state"], scan["segmentation"]) == ("done", "scan_seg.nii.gz")
     assert list(scan["seconds"]) == ["read", "prepare", "network", "labels", "write", "report"]
@@ -288,7 +301,7 @@ def test_a_grid_that_memory_does_not_hold_is_refused_before_it_is_made(write_pha
     affine = image.affine @ np.diag([1e6, 1, 1, 1])  # 36,000 km to the right
     nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "scan.nii.gz")
     with pytest.raises(MemoryLimitError, match=r"million voxels at the spacing of the model.*correct the spacing"):
-        make_segmenter(tmp_path / "scan.nii.gz", settings={"pixdim": [1.5, 1.5, 2.0]}).run()
+        make_segmenter(tmp_path / "scan.nii.gz").run()
 
 
 @pytest.mark.parametrize("factor", [0.02, 50.0])
@@ -297,7 +310,7 @@ def test_voxels_far_from_those_of_the_model_are_refused(factor, write_phantom, m
     affine = image.affine @ np.diag([factor, factor, factor, 1])
     nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "scan.nii.gz")
     with pytest.raises(UnreadableScanError, match="of the model; correct the units"):
-        make_segmenter(tmp_path / "scan.nii.gz", settings={"pixdim": [1.5, 1.5, 2.0]}).run()
+        make_segmenter(tmp_path / "scan.nii.gz").run()
 
 
 def test_intensities_without_negative_values_are_told_where_the_model_knows_hounsfield_units(
@@ -325,72 +338,159 @@ def test_a_scan_without_any_number_is_refused(write_phantom, make_segmenter, tmp
 def finished(write_phantom, make_segmenter, tmp_path):
     """Two scans that are done, and a function that tells which files were written since."""
     scans = [write_phantom(f"in/{name}.nii.gz", seed=seed) for seed, name in enumerate("ab")]
-    make_segmenter(*scans, settings={"overlap": 0.5, "roi_size": (16, 16, 16)}).run()
+    make_segmenter(*scans).run()
     results = [tmp_path / "out" / f"{name}_seg.nii.gz" for name in "ab"]
     times = [path.stat().st_mtime_ns for path in results]
 
     def list_rewritten() -> list[str]:
         return [path.name[0] for path, time in zip(results, times, strict=True) if path.stat().st_mtime_ns != time]
 
-    return scans, {"overlap": 0.5, "roi_size": (16, 16, 16)}, list_rewritten
+    return scans, list_rewritten
 
 
 def test_what_is_done_is_skipped(finished, make_segmenter, caplog):
-    scans, settings, list_rewritten = finished
+    scans, list_rewritten = finished
     with caplog.at_level(logging.INFO):
-        make_segmenter(*scans, settings=settings).run()
+        make_segmenter(*scans).run()
     assert list_rewritten() == []
     assert caplog.text.count("done already, skipped") == 2
     assert "2 of 2 scans segmented" in caplog.text
 
 
 def test_overwrite_segments_again(finished, make_segmenter):
-    scans, settings, list_rewritten = finished
-    make_segmenter(*scans, settings=settings, overwrite=True).run()
+    scans, list_rewritten = finished
+    make_segmenter(*scans, overwrite=True).run()
     assert list_rewritten() == ["a", "b"]
 
 
 def test_other_weights_segment_again(finished, make_segmenter, checkpoint):
-    scans, settings, list_rewritten = finished
+    scans, list_rewritten = finished
     state = torch.load(checkpoint, weights_only=True)
     state["0.weight"] += 1
     torch.save(state, checkpoint)
-    make_segmenter(*scans, settings=settings).run()
+    make_segmenter(*scans).run()
     assert list_rewritten() == ["a", "b"]
 
 
-@pytest.mark.parametrize("change", [{"settings": {"overlap": 0.25, "roi_size": (16, 16, 16)}}, {"amp": True}])
-def test_other_settings_segment_again(finished, make_segmenter, change):
-    scans, settings, list_rewritten = finished
-    make_segmenter(*scans, **{"settings": settings, **change}).run()
+WINDOWS = {"roi_size": (16, 16, 16), "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: {"preprocessing": make_preprocessing(spacing=(1.5, 1.5, 2.5))},
+        lambda: {"preprocessing": make_preprocessing(a_max=300)},
+        lambda: {"inferer": SlidingWindowInferer(**WINDOWS | {"overlap": 0.25})},
+        lambda: {"inferer": SlidingWindowInferer(**WINDOWS | {"mode": "constant"})},
+        lambda: {"inferer": SlidingWindowInferer(**WINDOWS | {"roi_size": (16, 16, 24)})},
+        lambda: {"inferer": MirroringInferer(SlidingWindowInferer(**WINDOWS), [0])},
+        lambda: {"more": [KeepLargestConnectedComponentd("pred", applied_labels=[1])]},
+        lambda: {"structures": ["ball"]},
+        lambda: {"amp": True},
+    ],
+    ids=["spacing", "intensity", "overlap", "mode", "window", "mirroring", "largest component", "structures", "amp"],
+)
+def test_what_shapes_the_result_segments_again(finished, make_segmenter, change):
+    scans, list_rewritten = finished
+    make_segmenter(*scans, **change()).run()
     assert list_rewritten() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: {"inferer": SlidingWindowInferer(**WINDOWS | {"sw_batch_size": 1, "progress": True})},
+        lambda: {"inferer": SlidingWindowInferer(**WINDOWS, sw_device="cpu", device="cpu")},
+        lambda: {"device": torch.device("cpu")},
+        lambda: {"preview": True},
+        lambda: {"statistics": True},
+    ],
+    ids=["batch", "devices of windows", "device", "preview", "statistics"],
+)
+def test_what_shapes_nothing_redoes_nothing(finished, make_segmenter, change, tmp_path):
+    scans, list_rewritten = finished
+    segmenter = make_segmenter(*scans, **change())
+    segmenter.run()
+    assert list_rewritten() == []
+    # what is asked for beside the segmentation is made from it
+    assert all((tmp_path / "out" / f"{name}_seg.png").is_file() == segmenter.preview for name in "ab")
+    entries = read_report(tmp_path / "out")["scans"].values()
+    assert all(("statistics" in entry) == segmenter.statistics for entry in entries)
+    if segmenter.statistics:
+        numbers = json.loads((tmp_path / "out" / "statistics.json").read_text())
+        assert numbers["a"] == measure_statistics(scans[0], tmp_path / "out" / "a_seg.nii.gz", segmenter.writer.names)
+
+
+def test_probabilities_that_are_asked_for_later_are_made(finished, make_segmenter, tmp_path):
+    scans, list_rewritten = finished
+    preprocessing = make_preprocessing()
+    steps = make_postprocessing(preprocessing, SaveSegmentationd("pred", tmp_path / "out", LABELS)).transforms
+    settings = {"labels": LABELS, "output_dir": tmp_path / "out", "checkpoint": tmp_path / "weights.pt"}
+    writer = SaveProbabilitiesd("pred", tmp_path / "out", LABELS)
+    segmenter = make_segmenter(*scans)
+    again = ScanSegmenter(
+        dataset=Dataset([{"image": str(scan)} for scan in scans], preprocessing),
+        network=segmenter.network,
+        inferer=make_inferer(),
+        postprocessing=Compose([steps[0], writer, *steps[1:]]),
+        preview=False,
+        **settings,
+    )
+    again.run()
+    assert all((tmp_path / "out" / f"{name}_prob.nii.gz").is_file() for name in "ab")
+    again.run()
+    assert list_rewritten() == ["a", "b"]
+    make_segmenter(*scans).run()  # without them: what is there is enough
+    assert again.fingerprint == segmenter.fingerprint
 
 
 def test_a_scan_that_changed_is_segmented_again(finished, make_segmenter, write_phantom):
-    scans, settings, list_rewritten = finished
+    scans, list_rewritten = finished
     write_phantom("in/b.nii.gz", seed=5)
-    make_segmenter(*scans, settings=settings).run()
+    make_segmenter(*scans).run()
     assert list_rewritten() == ["b"]
 
 
+def test_a_scan_that_was_touched_or_moved_is_not(finished, make_segmenter, tmp_path):
+    scans, list_rewritten = finished
+    os.utime(scans[0])
+    (tmp_path / "moved").mkdir()
+    moved = scans[1].rename(tmp_path / "moved" / "b.nii.gz")
+    make_segmenter(scans[0], moved).run()
+    assert list_rewritten() == []
+
+
+def test_another_scan_of_the_same_name_does_not_replace_a_result(finished, make_segmenter, write_phantom, tmp_path):
+    _, list_rewritten = finished
+    other = write_phantom("site_b/a.nii.gz", seed=7)
+    for change in ({}, {"amp": True}):  # with other settings as well
+        with pytest.raises(
+            ConfigValueError, match=r"--output_dir: found .*a_seg\.nii\.gz, the result of .*in/a\.nii\.gz"
+        ):
+            make_segmenter(write_phantom("site_b/c.nii.gz"), other, **change).run()
+    assert list_rewritten() == []
+    assert not (tmp_path / "out" / "c_seg.nii.gz").exists()
+    make_segmenter(other, overwrite=True).run()
+    assert list_rewritten() == ["a"]
+
+
 def test_a_result_that_was_removed_is_made_again(finished, make_segmenter, tmp_path):
-    scans, settings, list_rewritten = finished
+    scans, list_rewritten = finished
     (tmp_path / "out" / "a_seg.nii.gz").unlink()
-    make_segmenter(*scans, settings=settings).run()
+    make_segmenter(*scans).run()
     assert list_rewritten() == ["a"]
 
 
 def test_the_report_keeps_the_scans_of_earlier_runs(finished, make_segmenter, write_phantom, tmp_path):
-    _, settings, _ = finished
-    make_segmenter(write_phantom("in/c.nii.gz"), settings=settings).run()
+    make_segmenter(write_phantom("in/c.nii.gz")).run()
     assert list(read_report(tmp_path / "out")["scans"]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "{}", '{"weights": 3}', '{"scans": []}', "\xff"])
 def test_a_foreign_report_is_replaced(finished, make_segmenter, tmp_path, caplog, content):
-    scans, settings, list_rewritten = finished
+    scans, list_rewritten = finished
     (tmp_path / "out" / "run.json").write_bytes(content.encode("latin-1"))
-    make_segmenter(*scans, settings=settings).run()
+    make_segmenter(*scans).run()
     assert list_rewritten() == ["a", "b"]
     assert "is not a report of an earlier run" in caplog.text
 
@@ -451,15 +551,3 @@ def test_postprocessing_without_our_writer_is_refused(make_segmenter, checkpoint
         ScanSegmenter(
             Dataset([], make_preprocessing()), network, make_inferer(), Compose(steps), LABELS, tmp_path, checkpoint
         )
-
-
-def test_a_scan_is_segmented_again_after_a_change_of_the_preprocessing(make_segmenter, write_phantom, tmp_path):
-    scan = write_phantom()
-    make_segmenter(scan).run()
-    first = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["preprocessing"]
-    same = make_segmenter(scan)
-    assert same.settings["preprocessing"] == first
-    preprocessing = make_preprocessing()
-    changed = Compose([*preprocessing.transforms[:-1], ScaleIntensityRanged("image", -500, 300, 0, 1, clip=True)])
-    assert _digest(preprocessing) == first
-    assert _digest(changed) != first

@@ -180,3 +180,16 @@ def test_a_sound_scan_is_read_as_nibabel_does(path):
 def test_what_is_wrong_reaches_the_user_of_a_chain(tmp_path):
     with pytest.raises(MissingFileError, match="gone"):
         LoadScand("image")({"image": str(tmp_path / "gone.nii.gz")})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_result_is_written_in_its_own_type_whatever_the_scan_has(dtype, truth, tmp_path):
+    nib.save(truth, tmp_path / "scan.nii.gz")
+    values = np.random.default_rng(1).integers(0, 200, truth.shape).astype(dtype) / dtype(
+        4 if dtype == np.float32 else 1
+    )
+    Scan(tmp_path / "scan.nii.gz").write_like(values.astype(dtype), tmp_path / "result.nii.gz", {0: "a"})
+    written = nib.load(tmp_path / "result.nii.gz")
+    assert written.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), values)
+    np.testing.assert_array_equal(written.affine, nib.load(tmp_path / "scan.nii.gz").affine)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -14,7 +13,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,14 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged, ScaleIntensityRanged, Transform
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged, ScaleIntensityRanged, Spacingd
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
 from tools.checks import check_model_settings, find_oddities
+from tools.configs import list_keys, read_running
+from tools.configs.keys import Role
 from tools.datasets import name_results
 from tools.errors import (
     CheckpointError,
@@ -40,8 +40,9 @@ from tools.errors import (
 )
 from tools.files import compute_sha256, write_json
 from tools.hardware import describe_hardware, find_free_memory_gb, measure_peak_memory_gb
+from tools.inference.fingerprints import compute_fingerprint
 from tools.inference.progress import WindowProgress, count_passes, spell
-from tools.inference.writers import SaveSegmentationd
+from tools.inference.writers import SaveProbabilitiesd, SaveSegmentationd
 from tools.models import find_owner
 from tools.networks.patch_merging import read_form
 from tools.reports import measure_statistics, measure_volumes_ml, write_preview
@@ -73,7 +74,6 @@ class ScanSegmenter:
         preview: draw a picture of each result.
         overwrite: segment again what is done already.
         num_channels: how many volumes a scan holds.
-        settings: config values that shape the result; noted, and compared before a scan is skipped.
         statistics: write `statistics.json`.
     """
 
@@ -91,7 +91,6 @@ class ScanSegmenter:
         preview: bool = True,
         overwrite: bool = False,
         num_channels: int = 1,
-        settings: Mapping[str, Any] | None = None,
         statistics: bool = False,
     ) -> None:
         self.scans = list(dataset.data)
@@ -108,7 +107,7 @@ class ScanSegmenter:
         self.overwrite = overwrite
         self.num_channels = num_channels
         self.statistics = statistics
-        self.settings = {**(settings or {}), "preprocessing": _digest(self.preprocessing)}
+        self.pixdim = _find_pixdim(self.preprocessing)
         scalings = [step for step in self.preprocessing.transforms if isinstance(step, ScaleIntensityRanged)]
         self.model = find_owner(self.checkpoint)
         self._expects_hu = any(step.scaler.a_min < 0 for step in scalings)
@@ -120,6 +119,8 @@ class ScanSegmenter:
                 "postprocessing", type(writer).__name__, "SaveSegmentationd to write", "use the one of tools.inference"
             )
         self.writer = writer
+        self.fingerprint = compute_fingerprint(self.preprocessing, inferer, postprocessing, num_channels)
+        self.probability_writers = [step for step in postprocessing.transforms if isinstance(step, SaveProbabilitiesd)]
 
     def run(self) -> None:
         """Segment all scans.
@@ -132,6 +133,7 @@ class ScanSegmenter:
         self.network.eval()
         names = name_results(self.scans)
         self._protect_scans(names)
+        self._protect_results(names)
         report = self._begin_report() | {"changes": check_model_settings(self.checkpoint)}
         failures: dict[str, str] = {}
         bar = tqdm(total=len(self.scans), unit="scan", dynamic_ncols=True, disable=not sys.stderr.isatty())
@@ -139,10 +141,11 @@ class ScanSegmenter:
         with logging_redirect_tqdm(), bar:
             for number, (name, scan) in enumerate(zip(names, self.scans, strict=True), start=1):
                 bar.set_description(name)
-                source = _fingerprint(scan["image"])
+                source = _identify(scan["image"])
                 done = report["scans"].get(name, {})
-                if not self.overwrite and done.get("source") == source and self.writer.locate(name).is_file():
+                if not self.overwrite and self._is_done(name, done, scan["image"]):
                     logger.info("%s: done already, skipped (--overwrite True would segment it again)", name)
+                    self._complete(report, name, done, scan["image"])
                     bar.update()
                     continue
                 try:
@@ -164,6 +167,8 @@ class ScanSegmenter:
                             raise cause from None
                         raise
                     logger.error("%s: %s", name, failures[name], exc_info=None if find_cause(error) else error)
+                if entry["state"] == "done":
+                    source["sha256"] = compute_sha256(scan["image"])
                 self._note(report, name, entry | {"source": source})
                 bar.update()
         self._log_summary(report, names)
@@ -186,6 +191,43 @@ class ScanSegmenter:
                     "results that replace no scan",
                     "give another folder, or list the scans with --datalist",
                 )
+
+    def _protect_results(self, names: Sequence[str]) -> None:
+        """Refuse to replace the results of another scan that has the same name."""
+        previous = {} if self.overwrite else _read_report(self.output_dir / "run.json").get("scans", {})
+        for name, scan in zip(names, self.scans, strict=True):
+            source = previous.get(name, {}).get("source", {})
+            path = Path(scan["image"])
+            if not source or not self.writer.locate(name).is_file() or source.get("file") == str(path.resolve()):
+                continue
+            if path.is_file() and source.get("sha256") == compute_sha256(path):
+                continue  # the same scan in another place
+            raise ConfigValueError(
+                "--output_dir",
+                f"{self.writer.locate(name)}, the result of {source.get('file')}",
+                f"a folder without the result of another {path.name}",
+                "give another folder, or --overwrite True to replace it",
+            )
+
+    def _is_done(self, name: str, done: Mapping[str, Any], path: str) -> bool:
+        """Tell whether a scan was segmented with the same settings, as it is now, and its files are there."""
+        written = [self.writer.locate(name), *(writer.locate(name) for writer in self.probability_writers)]
+        if done.get("state") != "done" or not all(file.is_file() for file in written):
+            return False
+        source, now = done.get("source", {}), _identify(path)
+        same = all(source.get(key) == now[key] for key in ("bytes", "modified_ns"))
+        return same or (source.get("bytes") == now["bytes"] and source.get("sha256") == compute_sha256(path))
+
+    def _complete(self, report: dict[str, Any], name: str, done: Mapping[str, Any], path: str) -> None:
+        """Make what is asked for beside a segmentation that is there: numbers and picture need no network."""
+        segmentation_path, entry = self.writer.locate(name), dict(done)
+        if self.statistics and "statistics" not in done:
+            entry["statistics"] = measure_statistics(path, segmentation_path, self.writer.names)
+        if self.preview and not _name_preview(segmentation_path).is_file():
+            picture = _name_preview(segmentation_path)
+            write_preview(path, segmentation_path, self.writer.table, picture, name, done.get("warnings", ()))
+        if entry != done:
+            self._note(report, name, entry)
 
     def segment(self, name: str, path: str | Path) -> tuple[dict[str, float], list[str]]:
         """Segment one scan, write the result as that of `name`; return the seconds of each stage, and what was odd.
@@ -216,7 +258,7 @@ class ScanSegmenter:
     def _segment(self, name: str, path: str) -> dict[str, Any]:
         seconds, oddities = self.segment(name, path)
         segmentation_path = self.writer.locate(name)
-        preview_path = segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
+        preview_path = _name_preview(segmentation_path)
         try:
             with _time(seconds, "report"):
                 volumes_ml = measure_volumes_ml(segmentation_path, self.writer.names)
@@ -245,7 +287,7 @@ class ScanSegmenter:
         lowest, highest = float(data["image"].min()), float(data["image"].max())
         if lowest == highest:
             raise UnreadableScanError(path, f"the value {lowest:g} in every voxel", "grey values", "leave it out")
-        voxels, pixdim = data["image"].numpy(), self.settings.get("pixdim")
+        voxels, pixdim = data["image"].numpy(), self.pixdim
         oddities = find_oddities(scan, voxels, self.model, pixdim, self._expects_hu)
         for oddity in oddities:
             logger.warning("%s: %s; do not trust the result before you have looked at it", path, oddity)
@@ -253,7 +295,7 @@ class ScanSegmenter:
 
     def _check_size(self, scan: Scan) -> None:
         """Refuse voxels ten times as fine or coarse as those that the model knows, and what memory does not hold."""
-        wanted = self.settings.get("pixdim")
+        wanted = self.pixdim
         if wanted is None:
             return
         spacing = np.sort(scan.spacing_mm)
@@ -302,7 +344,8 @@ class ScanSegmenter:
             "amp": self.amp,
             "weights": self._describe_weights(),
             "labels": self.writer.table,
-            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            "settings": _read_settings(),
             "scans": {},
         }
         return report | {"scans": _read_previous_scans(self.output_dir / "run.json", report)}
@@ -321,7 +364,7 @@ class ScanSegmenter:
         volumes = {name: scan["volumes_ml"] for name, scan in report["scans"].items() if scan["state"] == "done"}
         write_volume_table(volumes, self.output_dir / "volumes.csv")
         if self.statistics:
-            numbers = {name: scan["statistics"] for name, scan in report["scans"].items() if scan["state"] == "done"}
+            numbers = {name: scan["statistics"] for name, scan in report["scans"].items() if "statistics" in scan}
             write_json(self.output_dir / "statistics.json", numbers)
 
     def _log_summary(self, report: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -335,7 +378,7 @@ class ScanSegmenter:
             logger.info("peak memory %.1f GB", memory_gb)
 
 
-def _fingerprint(path: str) -> dict[str, Any]:
+def _identify(path: str) -> dict[str, Any]:
     file = Path(path)
     stat = file.stat() if file.is_file() else None
     return {
@@ -343,6 +386,23 @@ def _fingerprint(path: str) -> dict[str, Any]:
         "bytes": stat.st_size if stat else None,
         "modified_ns": stat.st_mtime_ns if stat else None,
     }
+
+
+def _name_preview(segmentation_path: Path) -> Path:
+    return segmentation_path.with_name(segmentation_path.name.removesuffix(".nii.gz") + ".png")
+
+
+def _find_pixdim(preprocessing: Compose) -> list[float] | None:
+    """Return the spacing in mm that a preprocessing makes, None if it makes none."""
+    steps = [step for step in preprocessing.transforms if isinstance(step, Spacingd)]
+    return [float(length) for length in steps[-1].spacing_transform.pixdim] if steps else None
+
+
+def _read_settings() -> dict[str, Any]:
+    """Return the keys of the config that runs which make a model, for people; references as they are typed."""
+    running = read_running()
+    roles: tuple[Role, ...] = ("data", "geometry", "network", "inference")
+    return {key: running.values[key] for key in list_keys(*roles) if key in running.values} if running else {}
 
 
 def _explain(error: BaseException) -> str:
@@ -354,36 +414,29 @@ def _explain(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 
-def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scans of an earlier `run.json` that were done with the same weights, settings and labels."""
+def _read_report(path: Path) -> dict[str, Any]:
+    """Return an earlier `run.json`, nothing if there is none that can be read."""
     if not path.is_file():
         return {}
-    wanted = json.loads(json.dumps(report))  # keys become strings, tuples lists
     try:
-        previous = json.loads(path.read_text(encoding="utf-8"))
-        for weights in (previous["weights"], wanted["weights"]):
-            del weights["file"]  # the same weights in another place are the same
-        same = all(previous[key] == wanted[key] for key in ("weights", "labels", "settings", "amp"))
-        return {name: scan for name, scan in previous["scans"].items() if same and scan["state"] == "done"}
-    except (ValueError, LookupError, TypeError, AttributeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("scans"), dict):
         logger.warning("%s is not a report of an earlier run; every scan is segmented", path)
         return {}
+    return content
 
 
-def _digest(transform: Compose) -> str:
-    """Return a hash that changes with any setting of the preprocessing, so that no outdated result is kept."""
-
-    def describe(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): describe(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [describe(item) for item in value]
-        if isinstance(value, Transform):
-            return {"transform": type(value).__name__, **describe(vars(value))}
-        # other objects, such as random generators, print their address
-        return str(value) if isinstance(value, (str, Number, torch.dtype, np.ndarray)) else type(value).__name__
-
-    return hashlib.sha256(json.dumps(describe(transform.transforms)).encode()).hexdigest()[:16]
+def _read_previous_scans(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scans of an earlier `run.json` that were done with the same weights, settings and labels."""
+    previous = _read_report(path)
+    wanted = json.loads(json.dumps(report))  # keys become strings, tuples lists
+    for weights in (previous.get("weights", {}), wanted["weights"]):
+        weights.pop("file", None)  # the same weights in another place are the same
+    if any(previous.get(key) != wanted[key] for key in ("weights", "labels", "fingerprint", "amp")):
+        return {}
+    return {name: scan for name, scan in previous["scans"].items() if scan.get("state") == "done"}
 
 
 def _count_leading(transform: Compose, kinds: tuple[type, ...]) -> int:

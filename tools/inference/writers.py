@@ -97,6 +97,10 @@ class SaveProbabilitiesd(SaveImaged):
         names = choose_structures(labels, structures)
         self.names = names if structures is None else {number: name for number, name in names.items() if number}
 
+    def locate(self, name: str) -> Path:
+        """Return the path of the probabilities of the scan called `name`."""
+        return self.output_dir / f"{name}_prob.nii.gz"
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the probabilities; `data["name"]` names the result, else the file name of the scan does."""
         for key in self.key_iterator(data):
@@ -105,7 +109,7 @@ class SaveProbabilitiesd(SaveImaged):
             logits = torch.as_tensor(data[key]).float()
             values = torch.softmax(logits, dim=0)[list(self.names)].movedim(0, -1).cpu().numpy()
             names = dict(enumerate(self.names.values()))
-            Scan(source, num_channels=None).write_like(values, self.output_dir / f"{name}_prob.nii.gz", names)
+            Scan(source, num_channels=None).write_like(values, self.locate(name), names)
         return dict(data)
 
 
