@@ -80,6 +80,16 @@ class Training:
             },
         )
         self.record = TrainingRecord(folder, LABELS, optimizer, self.validator, seed)
+        self.checkpoint = TrainingCheckpoint(
+            folder,
+            self.network,
+            optimizer,
+            scheduler,
+            self.record,
+            seed,
+            interval=changes.get("interval", 1),
+            resume=resume,
+        )
         self.trainer = SupervisedTrainer(
             device="cpu",
             max_epochs=epochs,
@@ -91,16 +101,7 @@ class Training:
                 EpochSeed(seed, dataset),
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
                 ValidationHandler(interval=changes.get("val_interval", 2), validator=self.validator),
-                TrainingCheckpoint(
-                    folder,
-                    self.network,
-                    optimizer,
-                    scheduler,
-                    self.record,
-                    seed,
-                    interval=changes.get("interval", 1),
-                    resume=resume,
-                ),
+                self.checkpoint,
             ],
         )
 
@@ -283,6 +284,18 @@ def test_what_cannot_be_resumed_is_refused_with_both_values(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=told):
             Training(tmp_path, epochs=2, resume=True, make_optimizer=make_optimizer).run()
+
+
+def test_classes_in_another_order_are_not_resumed(tmp_path):
+    Training(tmp_path, epochs=2).run_until(2)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert "facts" not in state  # no config runs here
+    resumed = Training(tmp_path, epochs=2, resume=True)
+    resumed.checkpoint.facts = json.dumps({"labels": ["background", "shell", "ball"]})
+    torch.save(state | {"facts": json.dumps({"labels": LABELS})}, tmp_path / "last.pt")
+    told = "found the classes background, ball, shell, wanted the classes background, shell, ball"
+    with pytest.raises(CheckpointError, match=told):
+        resumed.run()
 
 
 @pytest.mark.costs(trainings=3)

@@ -19,12 +19,12 @@ import yaml
 
 from tools.archives import name_bundle, unpack
 from tools.bundles import BUNDLES, CARDS, DEMO_CARD, list_bundles
+from tools.configs.models import RUN_OVERLAY
 from tools.errors import ConfigValueError, MissingFileError
 from tools.files import compute_sha256
 
 logger = logging.getLogger(__name__)
 
-RUN_OVERLAY = "model.yaml"  # what a training leaves
 CARD_KEYS = ("title", "modality", "licence", "source", "citation")  # of the data that a model was trained on
 HUB = "hf://"
 _SMALLEST, _LARGEST = 0.6, 1.5  # of the extent of what a model has seen

@@ -93,11 +93,11 @@ def test_voxels_without_a_value_do_not_count():
 def test_settings_of_another_training_are_named():
     model = find_owner(BUNDLE / "models" / "msd04_hippocampus.safetensors")
     assert model is not None
-    assert list_changes(model, model.config) == []
+    assert list_changes(model.config, model.config) == []
     trained, plain = dict(model.config), read_config(BUNDLE / "configs" / "inference.yaml")
-    changed = list_changes(model, trained | {"pixdim": [2.0, 2.0, 2.0], "overlap": 0.25, "amp": True})
+    changed = list_changes(trained, trained | {"pixdim": [2.0, 2.0, 2.0], "overlap": 0.25, "amp": True})
     assert changed == ["pixdim is [2.0, 2.0, 2.0], and the model was trained with [1.0, 1.0, 1.0]"]
-    without = [change.split()[0] for change in list_changes(model, plain)]  # the weights, and the overlay forgotten
+    without = [change.split()[0] for change in list_changes(trained, plain)]  # the weights, and the overlay forgotten
     assert without == ["labels", "label_map", "pixdim", "intensity"]
 
 

@@ -15,6 +15,7 @@ from tools.configs import read_running
 from tools.configs.keys import PREPROCESSING
 from tools.models import Model, find_owner
 from tools.scans import Scan
+from tools.weights.classes import read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,17 @@ def find_oddities(
     return found
 
 
-def list_changes(model: Model, config: Mapping[str, Any]) -> list[str]:
+def list_changes(trained: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return in which settings a config differs from those that a model was trained with, as clauses for people.
 
     Args:
-        model: the one whose weights are used.
+        trained: what the weights were trained with.
         config: the one that runs, references and expressions as they are typed.
     """
     return [
-        f"{key} is {_spell(config[key])}, and the model was trained with {_spell(model.config[key])}"
+        f"{key} is {_spell(config[key])}, and the model was trained with {_spell(trained[key])}"
         for key in PREPROCESSING
-        if key in config and key in model.config and _normalize(config[key]) != _normalize(model.config[key])
+        if key in config and key in trained and _normalize(config[key]) != _normalize(trained[key])
     ]
 
 
@@ -81,7 +82,7 @@ def check_model_settings(checkpoint: str | Path) -> list[str]:
     """Warn of settings of the running config that are not those of the training that `checkpoint` is from.
 
     A model is one piece: weights that were trained at 1 mm are worth little at 2 mm. What was trained with is read from
-    the overlay beside the weights, or from the exported bundle that they are in; of other weights nothing is known.
+    the overlay beside the weights, from the exported bundle that they are in, or from the checkpoint itself.
 
     Args:
         checkpoint: file of the weights.
@@ -89,8 +90,10 @@ def check_model_settings(checkpoint: str | Path) -> list[str]:
     Returns:
         The changes.
     """
-    running, model = read_running(), find_owner(Path(checkpoint).expanduser())
-    changes = list_changes(model, running.values) if running and model else []
+    path = Path(checkpoint).expanduser()
+    running, model = read_running(), find_owner(path)
+    trained = model.config if model else read_facts(path) if path.is_file() else {}
+    changes = list_changes(trained, running.values) if running else []
     for change in changes:
         logger.warning("%s; expect a worse result", change)
     return changes

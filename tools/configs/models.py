@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _PIECE_KEYS = tuple(key for key in list_keys("data", "geometry", "network") if k
 _INFERENCE_KEYS = list_keys("inference")
 MODEL_KEYS = (*_PIECE_KEYS, *_INFERENCE_KEYS)
 NETWORK = "network_def"
+RUN_OVERLAY = "model.yaml"  # what a training leaves beside its weights
 
 
 def select_model(config: Mapping[str, Any], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -35,6 +37,15 @@ def select_model(config: Mapping[str, Any], default: Mapping[str, Any] | None = 
         return kept | {NETWORK: network}
     changed = {name: value for name, value in network.items() if name not in usual or value != usual[name]}
     return kept | {f"{NETWORK}#{name}": value for name, value in changed.items()}
+
+
+def collect_facts(config: Mapping[str, Any]) -> str:
+    """Return what weights must know of themselves as JSON: the data, how they reach the network, and what it is.
+
+    Args:
+        config: the config that they were trained with, not resolved.
+    """
+    return json.dumps(select_model(config), default=str, sort_keys=True)
 
 
 def write_overlay(path: Path, values: Mapping[str, Any], head: str) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from tools.configs import read_running
+from tools.configs.models import collect_facts
 from tools.errors import CheckpointError
 from tools.handlers.training import TrainingRecord
 from tools.hardware import is_main_process
 from tools.weights import fill, read_checkpoint, save_checkpoint
+from tools.weights.classes import FACTS, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ class TrainingCheckpoint:
         self.resume = resume
         self.auxiliary = auxiliary
         self._in_step = self._terminated = False
+        running = read_running()
+        self.facts = collect_facts(running.values) if running and "labels" in running.values else None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, the record first; must stand after the ValidationHandler."""
@@ -131,6 +136,12 @@ class TrainingCheckpoint:
             raise CheckpointError(
                 path, f"no {', '.join(absent)}", "a checkpoint of a training run", "start anew with --resume False"
             )
+        old_labels = read_labels(path, state)
+        labels = read_labels(path, {FACTS: self.facts})
+        if self.facts is not None and old_labels is not None and labels != old_labels:
+            found, asked = (f"the classes {', '.join(names)}" for names in (old_labels, labels or []))
+            remedy = "restore labels, or start anew with --resume False --pretrained and that file"
+            raise CheckpointError(path, found, f"{asked} (labels)", remedy)
         if state["random_state"]["seed"] != self.seed:
             logger.warning("%s was trained with seed %s, now %s", path, state["random_state"]["seed"], self.seed)
         fill(self.network, state["model"], path)
@@ -235,4 +246,6 @@ class TrainingCheckpoint:
             "record": self.record.epochs,
             "random_state": {"seed": self.seed},
         }
+        if self.facts is not None:
+            state[FACTS] = self.facts
         return state | ({"auxiliary": self.auxiliary.state_dict()} if self.auxiliary is not None else {})

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from tools.weights.adaptation import INPUT_LAYERS, PROJECTION, WINDOW_TABLE
-
-HEAD = re.compile(r"out\.conv\.conv\.(weight|bias)")
+from tools.weights.classes import HEAD, find_class_axis
 
 
 def find_contradictions(
@@ -30,7 +28,10 @@ def find_contradictions(
     faults: dict[str, str] = {}
     for kind, numbers in (
         ("input channels", _read_channels(shapes, patch_size)),
-        ("classes", {name: shape[0] for name, shape in shapes.items() if HEAD.fullmatch(name) and shape}),
+        (
+            "classes",
+            {name: shape[find_class_axis(shape)] for name, shape in shapes.items() if HEAD.fullmatch(name) and shape},
+        ),
     ):
         own = {name: shapes[name] == tuple(wanted[name].shape) for name in numbers}
         if len(set(numbers.values())) > 1:

@@ -16,6 +16,7 @@ from tools.errors import CheckpointError
 from tools.files import compute_sha256
 from tools.hardware import is_main_process
 from tools.networks.patch_merging import AUTO, choose_form
+from tools.weights.classes import compare_classes
 from tools.weights.files import read_weights
 from tools.weights.layouts import OWN, TIMM
 from tools.weights.matching import APPROXIMATELY, match
@@ -78,6 +79,7 @@ def load(
     state_dict, facts = read_weights(path)
     sha256 = compute_sha256(path)
     layout = choose_layout(layout, facts, len(state_dict), path)
+    classes = compare_classes(path, facts, complete)
     values, report = match(
         network,
         state_dict,
@@ -91,7 +93,11 @@ def load(
         patch_merging=patch_merging,
         origin=find_origin(path, state_dict, facts, sha256),
         source=str(path),
+        classes=classes,
     )
+    if classes is not None:
+        report.remarks.append(f"output layer {classes.describe()}")
+        logger.info("%s: output layer %s", path, classes.describe())
     complete_report(report, facts, path, sha256)
     object.__setattr__(network, "weights_source", (str(path), sha256))  # which inference tells in its report
     if report_dir is not None and is_main_process():

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tools.errors import CheckpointError, ConfigValueError
 from tools.networks.patch_merging import AUTO, check_form
 from tools.weights.adaptation import PROJECTION, WINDOW_INDEX, adapt, get_sizes, has_standard_index, is_regridded
-from tools.weights.contradictions import HEAD, find_contradictions
+from tools.weights.classes import HEAD, Classes, find_class_axis, reorder
+from tools.weights.contradictions import find_contradictions
 from tools.weights.inflation import Inflation
 from tools.weights.layouts import (
     OWN,
@@ -55,6 +56,7 @@ def match(
     patch_merging: str = AUTO,
     origin: Origin | None = None,
     source: str = "weights",
+    classes: Classes | None = None,
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Find for each tensor of `network` its values in `state_dict`; nothing is loaded yet.
 
@@ -73,6 +75,7 @@ def match(
             `auto`: what the file or its origin tells.
         origin: what is known of the file beside its tensors.
         source: named in messages.
+        classes: names of the classes of both, where they differ: each keeps its output layer.
 
     Returns:
         The values by their names in the network, and the report; `report.accepted` says whether they may be loaded.
@@ -100,7 +103,7 @@ def match(
     report.norm_epsilon = table.norm_epsilon
     report.network_description = describe_network(wanted)
     with _name_source(source):
-        values = _place(renamed, network, wanted, source_grid, allow_missing, complete, report)
+        values = _place(renamed, network, wanted, source_grid, allow_missing, complete, report, classes)
     _tell_absent(values, wanted, tensors, table, allow_missing, report)
     report.loaded_values = sum(wanted[name].numel() for name in (*report.matched, *report.reshaped))
     faults: list[object] = [*report.missing, *report.misshapen, *report.unexpected]
@@ -286,6 +289,7 @@ def _place(
     allow_missing: str | None,
     complete: bool,
     report: MatchReport,
+    classes: Classes | None,
 ) -> dict[str, Tensor]:
     """Return the values of the tensors that fit as they are or after a conversion; tell the others in the report."""
     values: dict[str, Tensor] = {}
@@ -299,6 +303,11 @@ def _place(
         if name in contradictions:
             report.misshapen[name] = contradictions[name]
             report.unexpected += part.sources
+            continue
+        if classes is not None and HEAD.fullmatch(name) and _has_classes(tensor, wanted[name], classes):
+            values[name] = convert_kind(name, reorder(tensor, wanted[name], classes), wanted[name])
+            report.used += [source for source in part.sources if source not in report.used]
+            report.reshaped[name] = classes.describe()
             continue
         other_grid = not complete and not part.note and is_regridded(name, tensor, network, source_grid)
         if tensor.shape != wanted[name].shape or part.other_projection or other_grid:
@@ -323,6 +332,16 @@ def _place(
     return values
 
 
+def _has_classes(tensor: Tensor, wanted: Tensor, classes: Classes) -> bool:
+    """Tell whether an output layer has the classes that are known of file and network, and else the same shape."""
+    if tensor.ndim != wanted.ndim:
+        return False
+    axis = find_class_axis(wanted.shape)
+    shapes = [list(side.shape) for side in (tensor, wanted)]
+    counts = [shape.pop(axis) for shape in shapes]
+    return counts == [len(classes.old), len(classes.new)] and shapes[0] == shapes[1]
+
+
 def _tell_surplus(name: str, part: Part, report: MatchReport) -> None:
     """Tell what has no place in the network: nothing that computes may be left out for that."""
     if not part.tensor.numel():
@@ -336,13 +355,19 @@ def _tell_surplus(name: str, part: Part, report: MatchReport) -> None:
 def _tell_misfit(name: str, part: Part, wanted: Tensor, allow_missing: str | None, report: MatchReport) -> None:
     if allow_missing is not None and re.fullmatch(allow_missing, name):
         report.dropped |= dict.fromkeys(part.sources, "of another shape, which allow_missing permits")
-    elif HEAD.fullmatch(name) and part.tensor.ndim and part.tensor.shape[1:] == wanted.shape[1:]:
-        classes, wanted_classes = part.tensor.shape[0], wanted.shape[0]
+    elif HEAD.fullmatch(name) and part.tensor.ndim == wanted.ndim and _differs_in_classes(part.tensor, wanted):
+        axis = find_class_axis(wanted.shape)
+        classes, wanted_classes = part.tensor.shape[axis], wanted.shape[axis]
         report.fresh[name] = f"{classes} classes in the file, {wanted_classes} wanted"
         report.dropped |= dict.fromkeys(part.sources, f"output layer for {classes} classes, not {wanted_classes}")
     else:
         report.misshapen[name] = f"{tuple(part.tensor.shape)} instead of {tuple(wanted.shape)}"
         report.unexpected += part.sources
+
+
+def _differs_in_classes(tensor: Tensor, wanted: Tensor) -> bool:
+    axis = find_class_axis(wanted.shape)
+    return all(a == b for i, (a, b) in enumerate(zip(tensor.shape, wanted.shape, strict=True)) if i != axis)
 
 
 def _tell_absent(
