@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigComponent
+from monai.data import CacheDataset
+from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset
 
 from tools import errors
@@ -211,3 +213,50 @@ def test_another_exception_keeps_its_traceback():
     assert "Traceback" in result.stdout
     assert result.stdout.endswith("KeyError: 'a defect'\n")
     assert "Error: a.nii.gz" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. "),
+            "a process that loads data and is killed by signal: Killed, wanted room for it; give --num_workers 0, "
+            "give --cache_rate 0",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "exited unexpectedly"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. "
+                "It is possible that dataloader's workers are out of shared memory."
+            ),
+            "/dev/shm: found no room left, wanted room for the volumes that workers hand over; give --num_workers 0",
+        ),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "/dev/shm: found no room"),
+        (OSError(24, "Too many open files"), "ulimit -n 4096"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n 4096"),
+        (RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"), "ulimit -n 4096"),
+    ],
+    ids=["killed", "exited", "bus error", "full", "open files", "ancdata", "shared objects"],
+)
+def test_what_ends_a_loader_is_told_with_a_remedy_that_helps(error, told):
+    wrapped = RuntimeError("Failed to evaluate")
+    wrapped.__cause__ = error
+    assert told in str(find_cause(wrapped))
+
+
+def test_a_cache_that_memory_does_not_hold_names_what_makes_it_smaller():
+    class Hungry(Transform):
+        def __call__(self, data):
+            raise MemoryError
+
+    with pytest.raises(RuntimeError) as caught:
+        CacheDataset([{"image": 1}], Compose([Hungry()]), progress=False, num_workers=1)
+    told = str(find_cause(caught.value))
+    assert "wanted what the prepared volumes need; give --cache_rate 0" in told
+    assert "configs/disk_cache.yaml" in told
+    assert "--pixdim" in told
+
+
+def test_other_errors_of_files_keep_their_traceback():
+    assert find_cause(OSError(28, "No space left on device")) is None
+    assert find_cause(RuntimeError("a defect")) is None

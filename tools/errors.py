@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
+_CACHE_REMEDY = "give --cache_rate 0 (nothing is kept), configs/disk_cache.yaml as a further config file where the bundle has it, or a coarser --pixdim"
+
 
 class ToolsError(Exception):
     """Base class of every error that bad input can cause; its text is the whole message for the user.
@@ -121,7 +123,12 @@ def find_cause(error: BaseException) -> ToolsError | None:
     for link in _iterate_chain(error):
         if isinstance(link, ToolsError):
             return link
-        if explained := _explain_argument(link) or _read_worker(link) or _explain_memory(link):
+        if (
+            explained := _explain_argument(link)
+            or _read_worker(link)
+            or _explain_memory(link, error)
+            or _explain_loader(link)
+        ):
             return explained
     return None
 
@@ -196,17 +203,49 @@ def _explain_argument(error: BaseException) -> ConfigValueError | None:
     return ConfigValueError(component[1], f"the argument {call[1]}", "arguments that it has", remedy)
 
 
-def _explain_memory(error: BaseException) -> MemoryLimitError | None:
-    """Return how much was asked for in vain, if that is what happened."""
+def _explain_memory(error: BaseException, whole: BaseException) -> MemoryLimitError | None:
+    """Return how much was asked for in vain, if that is what happened; `whole` is what was raised at last."""
     if not is_out_of_memory(error):
         return None
     size = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     found = f"no room for a further {size[1]}" if size else "no room left"
     if total := re.search(r"total capacity of ([\d.]+ \w+)", str(error)):
         found += f" beside what the {total[1]} hold already"
+    if any(map(_is_in_cache, _iterate_chain(whole))):
+        return MemoryLimitError("memory", found, "what the prepared volumes need", _CACHE_REMEDY)
     options = "--batch_size, --num_samples, --num_crops, --sw_batch_size, --roi_size, --crop_size"
     remedy = f"lower what of {options} the config has, or take a smaller network"
     return MemoryLimitError("memory", found, "what a step of the run needs", remedy)
+
+
+def _is_in_cache(error: BaseException) -> bool:
+    """Tell whether an error was raised while volumes were prepared for the cache."""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name in ("_fill_cache", "_load_cache_item") and "monai" in code.co_filename:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _explain_loader(error: BaseException) -> MemoryLimitError | None:
+    """Return why a data loader's workers ended, or could not hand over what they had loaded."""
+    text = str(error)
+    if not isinstance(error, (RuntimeError, OSError)):
+        return None
+    if re.search(r"Too many open files|received \d items of ancdata", text) or getattr(error, "errno", None) == 24:
+        remedy = "raise the limit with `ulimit -n 4096`, or give --num_workers 0"
+        return MemoryLimitError("open files", "more than this shell allows", "room for those of the workers", remedy)
+    if ("torch_" in text and "No space left on device" in text) or "out of shared memory" in text:
+        remedy = "give --num_workers 0, or more shared memory (docker: --shm-size 2g)"
+        return MemoryLimitError("/dev/shm", "no room left", "room for the volumes that workers hand over", remedy)
+    if killed := re.search(
+        r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\) (is killed by signal: \w+|exited unexpectedly)", text
+    ):
+        remedy = "give --num_workers 0, " + _CACHE_REMEDY
+        return MemoryLimitError("memory", f"a process that loads data and {killed[1]}", "room for it", remedy)
+    return None
 
 
 def _iterate_chain(error: BaseException | None) -> Iterator[BaseException]:

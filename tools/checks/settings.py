@@ -8,6 +8,7 @@ import copy
 import difflib
 import inspect
 import itertools
+import logging
 import math
 import sys
 from collections import defaultdict
@@ -27,6 +28,8 @@ from tools.configs.keys import check_flag, is_number
 from tools.datasets.datalists import locate_source, read_label_names
 from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError, find_cause
 from tools.hardware import find_free_memory_gb, limit_memory
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_PARTS = {"num_classes", "label_values", "window_slices"}  # worked out of numbers and names
 _WORDS = {"off": "False", "no": "False", "false": "False", "on": "True", "yes": "True", "true": "True"}
@@ -102,6 +105,9 @@ def check_settings() -> None:
             raise ConfigValueError(name, _show(value), wanted, _advise(name, key, value))
     _check_unused(config)
     _check_targets(parser, config)
+    is_training = "train" in config and _is_light("device", config)
+    if values.get("amp") is True and is_training and str(_resolve(parser, "device", config["device"])) == "cpu":
+        logger.warning("--amp has no effect on a CPU: training runs in full precision")
     if "labels" in values and "label_map" in values:
         _check_labels(values["labels"], values["label_map"])
         if "train" in config and isinstance(values.get("dataset_dir"), str):
