@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
-_CACHE_REMEDY = "give --cache_rate 0 (nothing is kept), configs/disk_cache.yaml as a further config file where the bundle has it, or a coarser --pixdim"
+_CACHE_REMEDY = (
+    "give --cache_rate 0 (nothing is kept), configs/disk_cache.yaml as a further config file where the bundle has it, "
+    "or a coarser --pixdim"
+)
 
 
 class ToolsError(Exception):
