@@ -113,12 +113,6 @@ def test_a_label_that_is_all_background_gives_a_warning(write_scan, caplog):
     assert "background only" in caplog.text
 
 
-def test_the_voxels_of_the_image_are_not_read(write_scan):
-    image = write_scan("a.nii.gz", np.random.default_rng(0).integers(0, 9999, (8, 9, 10)).astype(np.int16))
-    image.write_bytes(image.read_bytes()[:-100])
-    check_pair(image, write_scan("b.nii.gz", make_label(1)), VALUES)
-
-
 def test_a_truncated_label_is_refused(write_scan, assert_readable):
     label = write_scan("b.nii.gz", np.random.default_rng(0).integers(0, 3, (8, 9, 10)).astype(np.uint8))
     label.write_bytes(label.read_bytes()[:-60])
@@ -220,3 +214,21 @@ def test_a_class_that_no_case_has_is_told_by_its_name(tmp_path, caplog):
     check_dataset(datalist, label_map, labels=labels)
     told = [record.getMessage() for record in caplog.records if "is in none" in record.getMessage()]
     assert told == ["lesion is in none of 3 cases: nothing can be learned or measured of it"]
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda data: data[:-8] + b"\1\2\3\4" + data[-4:], "damaged data"),
+        (lambda data: data[:-8], "ends early"),
+        (lambda data: data + b"garbage", "damaged data"),
+    ],
+    ids=["checksum", "trailer", "behind"],
+)
+def test_a_damaged_file_of_a_pair_is_refused_before_training(name, damage, told, write_scan, assert_readable):
+    paths = {"image": write_scan("a.nii.gz"), "label": write_scan("b.nii.gz", make_label(1))}
+    paths[name].write_bytes(damage(paths[name].read_bytes()))
+    with pytest.raises(UnreadableScanError) as caught:
+        check_pair(paths["image"], paths["label"], VALUES)
+    assert_readable(caught.value, paths[name], told, "again")

@@ -16,7 +16,7 @@ from tools.bundles import locate_bundle, locate_card, run_bundle
 from tools.catalogue import read_catalogue
 from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
-from tools.datasets.datalists import locate_source
+from tools.datasets.datalists import locate_source, name_values
 from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError, MissingFileError, spell_option
 from tools.models import RUN_OVERLAY, find_model, read_config
@@ -218,15 +218,12 @@ def read_labels(source: Path, listed: Any) -> list[str]:
     remedy = "give --labels background FIRST SECOND ..., the names of the values 0, 1, 2, ..."
     if not isinstance(listed, Mapping) or not listed:
         raise ConfigValueError(source, "no names of its labels", "them in dataset.json or on the command line", remedy)
-    pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in listed.items()]
-    if any(not str(value).isdecimal() for value, _ in pairs):
+    named = name_values(listed)
+    if len(named) < len(listed):
         raise ConfigValueError(source, f"the labels {dict(listed)}", "a whole number for each", remedy)
-    named = {int(value): str(name) for value, name in pairs}
-    if sorted(named) != list(range(len(pairs))):
-        found = f"the label values {', '.join(map(str, sorted(named)))}"
-        raise ConfigValueError(
-            source, found, f"0 to {len(pairs) - 1}", "write a card with label_map, see tools/datasets"
-        )
+    if sorted(named) != list(range(len(named))):
+        found, wanted = f"the label values {', '.join(map(str, sorted(named)))}", f"0 to {len(named) - 1}"
+        raise ConfigValueError(source, found, wanted, "write a card with label_map, see tools/datasets")
     return [named[value] for value in sorted(named)]
 
 

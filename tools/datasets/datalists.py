@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,17 @@ def read_sections(file: Path, need_labels: bool = True) -> dict[str, list[dict[s
 
 
 def read_label_names(file: Path) -> dict[int, str]:
-    """Return the names by their values that a `dataset.json` states, as MSD (`{value: name}`) or nnU-Net do.
-
-    Regions of nnU-Net, which have several values, and files that state nothing give no names.
-    """
+    """Return the names by their values that a `dataset.json` states; files that state nothing give no names."""
     listed = json.loads(file.read_text(encoding="utf-8-sig")).get("labels")
-    if not isinstance(listed, dict):
-        return {}
+    return name_values(listed) if isinstance(listed, dict) else {}
+
+
+def name_values(listed: Mapping[Any, Any]) -> dict[int, str]:
+    """Return names by their values, of `{value: name}` (MSD) or `{name: value}` (nnU-Net) without its regions.
+
+    Args:
+        listed: what a `dataset.json` has under `labels`.
+    """
     pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in listed.items()]
     return {int(value): str(name) for value, name in pairs if str(value).isdecimal()}
 
