@@ -311,6 +311,7 @@ class TestRunningSettings:
             ({"learning_rate": "1e-4"}, "write 1.0e-04, which YAML reads as a number"),
             ({"sample_above": "-inf"}, r"-\.inf in a file"),
             ({"amp": "off"}, "write False"),
+            ({"output_dir": 7}, """write --output_dir "'7'": without quotes it is read as a number"""),
             ({"epochs": "$1 +"}, "which cannot be worked out .*SyntaxError"),
             ({"epochs": "@epcohs"}, "found @epcohs, a key that it does not have.*write @epochs"),
             ({"loss": {"_target_": "DiceFocolLoss"}}, "found DiceFocolLoss.*write DiceFocalLoss"),

@@ -171,6 +171,8 @@ def _advise(name: str, key: Key, value: Any) -> str:
                 return f"write {text}, which YAML reads as a number"
         if key.check(True) is None and value.strip().lower() in _WORDS:
             return f"write {_WORDS[value.strip().lower()]}"
+    if is_number(value) and key.check is not None and key.check(str(value)) is None:
+        return f"write --{name} \"'{value}'\": without quotes it is read as a number"
     if name == "labels":
         return "correct labels"
     return f"correct --{name} ({key.doc})"
