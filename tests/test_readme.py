@@ -151,3 +151,11 @@ def test_it_fits_and_every_file_that_is_linked_exists():
     assert len(README.splitlines()) <= 130
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (REPOSITORY / target).exists(), target
+
+
+def test_no_test_module_has_the_name_of_a_folder_that_commands_leave():
+    """With such a folder beside it, ruff would sort its imports in another way: the clone would not stay clean."""
+    ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()
+    folders = {name.strip("/") for name in ignored if name.endswith("/")}
+    assert {"runs", "segmentations"} <= folders
+    assert not folders & {path.stem for path in (REPOSITORY / "tests").rglob("*.py")}

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle_runs import make_image, read_epochs, write_scan
 from filelock import FileLock
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from processes import run_fork, run_module
-from runs import make_image, read_epochs, write_scan
 from table import PRETRAININGS, TRAININGS
 from torch import Tensor
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle_runs import make_image, read_epochs, read_events, read_weights, write_bad_scans, write_scan
 from products import sample
-from runs import make_image, read_epochs, read_events, read_weights, write_bad_scans, write_scan
 from table import PRETRAININGS
 
 from tools.bundles import CARDS

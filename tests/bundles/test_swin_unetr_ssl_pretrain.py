@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle_runs import make_image, read_epochs, read_weights, write_scan
 from comparisons import assert_equal_to_scale
 from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
-from runs import make_image, read_epochs, read_weights, write_scan
 from table import PRETRAININGS
 
 from tools.bundles import BUNDLES, CARDS

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle_runs import read_epochs
 from ignite.engine import Events
 from monai.networks.nets import SwinUNETR
-from runs import read_epochs
 
 from tools.bundles import BUNDLES
 from tools.handlers.checkpoints import _STATE
