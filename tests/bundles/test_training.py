@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -115,6 +116,26 @@ def test_two_processes_share_the_cases_and_the_first_alone_writes(trained, tmp_p
     assert json.loads((folder / "weights.json").read_text())["accepted"]
     states = [torch.load(path, weights_only=True)["model"] for path in (folder / "last.pt", start)]
     assert states[0].keys() == states[1].keys()
+
+
+@sampled
+@pytest.mark.costs(processes=2)
+def test_a_run_of_one_process_goes_on_in_two_by_whole_epochs(trained, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained.folder / "last.pt", folder)
+    before = torch.load(folder / "last.pt", weights_only=True)
+    options = {"dataset_dir": str(trained.dataset), "output_dir": str(folder), "epochs": before["epoch"] + 1}
+    told = "[@train#trainer.state.epoch_length, @train#trainer.state.iteration]"
+    ((length, steps), other) = trained.bundle.run_in_processes(
+        2, "train", "multi_gpu_train", tell=told, resume=True, **options
+    )
+    assert other == [length, steps]
+    assert steps == (before["epoch"] + 1) * length
+    record = json.loads((folder / "training.json").read_text())
+    assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(1, before["epoch"] + 2))
+    assert record["training_cases"] == 4
+    assert record["steps"] == before["steps"] + length
 
 
 # ---- mistakes
