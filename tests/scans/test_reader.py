@@ -193,3 +193,11 @@ def test_a_result_is_written_in_its_own_type_whatever_the_scan_has(dtype, truth,
     assert written.get_data_dtype() == dtype
     np.testing.assert_array_equal(np.asanyarray(written.dataobj), values)
     np.testing.assert_array_equal(written.affine, nib.load(tmp_path / "scan.nii.gz").affine)
+
+
+def test_what_is_odd_about_a_header_is_told_once(truth, tmp_path, caplog):
+    path = write(truth, tmp_path / "scan.nii.gz", "pixdim 0.02")
+    for _ in range(3):
+        Scan(path).read()
+        load_scan(path)
+    assert caplog.text.count("that of the affine is taken") == 1

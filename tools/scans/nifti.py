@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import logging
@@ -98,7 +99,7 @@ def read_header(path: str | Path, num_channels: int | None = 1) -> nib.Nifti1Ima
     _compare_spacing(path, header, affine)
     _compare_forms(path, image)
     if header["qform_code"] == 0 and header["sform_code"] == 0:
-        logger.warning("%s: found no orientation (qform and sform code 0); axes are taken as LAS", path)
+        _warn_once(f"{path}: found no orientation (qform and sform code 0); axes are taken as LAS")
     return image
 
 
@@ -263,7 +264,7 @@ def _compare_spacing(path: Path, header: nib.Nifti1Header, affine: np.ndarray) -
     found = f"a spacing of {said_text} (pixdim) beside one of {meant_text} (affine)"
     if difference > _CONTRADICTING:
         raise UnreadableScanError(path, found, "one spacing", "correct the header or export it again from its source")
-    logger.warning("%s: found %s; that of the affine is taken", path, found)
+    _warn_once(f"{path}: found {found}; that of the affine is taken")
 
 
 def _compare_forms(path: Path, image: nib.Nifti1Image) -> None:
@@ -282,8 +283,14 @@ def _compare_forms(path: Path, image: nib.Nifti1Image) -> None:
     corners = np.array([*itertools.product(*((0, size - 1) for size in image.shape[:3]), (1,))]).T
     shift = float(np.linalg.norm((qform - sform)[:3] @ corners, axis=0).max())
     if shift > _LARGEST_SHIFT * np.linalg.norm(sform[:3, :3], axis=0).min():
-        told = "%s: found %s that put the same voxel up to %.4g mm apart; the sform is taken"
-        logger.warning(told, path, found, shift * get_unit_mm(image))
+        apart = f"{shift * get_unit_mm(image):.4g} mm apart"
+        _warn_once(f"{path}: found {found} that put the same voxel up to {apart}; the sform is taken")
+
+
+@functools.lru_cache(maxsize=4096)
+def _warn_once(text: str) -> None:
+    """Log a warning, once a process: a header is read for its check, for the voxels, the result and the picture."""
+    logger.warning("%s", text)
 
 
 def _make_short_file_error(path: Path, found: str) -> UnreadableScanError:
