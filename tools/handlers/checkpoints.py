@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -103,8 +104,11 @@ class TrainingCheckpoint:
         elif path.is_file() and is_main_process():
             logger.warning("%s is of an earlier run and will be replaced; --resume true would continue it", path)
         if threading.current_thread() is threading.main_thread():
+            pid = os.getpid()
 
             def terminate(_number: int, _frame: FrameType | None) -> None:
+                if os.getpid() != pid:  # a process that loads data has inherited this
+                    os._exit(_TERMINATED)
                 self._terminated = True
                 if not self._in_step:  # in validation, or between epochs: the weights stand still
                     self._save_and_exit(engine)
