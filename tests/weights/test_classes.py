@@ -136,3 +136,11 @@ def test_weights_of_which_nothing_is_known_are_taken_as_they_are(tmp_path):
     image = torch.rand(shape)
     with torch.no_grad():
         assert_equal_to_scale(new(image), old(image))
+
+
+@pytest.mark.parametrize("facts", ["{", "3", "[1]"])
+def test_facts_that_cannot_be_read_are_told(facts, tmp_path):
+    network, _ = NETWORKS["UNETR"]
+    save_checkpoint({"model": make(network, OLD, path=None).state_dict(), "facts": facts}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match=r"old\.pt: found facts that are no JSON object"):
+        make(network, OLD, path=str(tmp_path / "old.pt"))

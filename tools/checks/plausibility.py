@@ -19,8 +19,8 @@ from tools.weights.classes import read_facts
 
 logger = logging.getLogger(__name__)
 
-# Fat, and the mixture of air with anything else, lie there in every CT: at least 0.6 % of the voxels of 86 scans of
-# head, neck and abdomen. Of CT values that were shifted, scaled or made into bytes, none do.
+# Fat, and the mixture of air with anything else, lie there in every CT: at least 0.56 % of the voxels of each of the 79
+# labelled scans of OpenKBP (head and neck). Of CT values that were shifted, scaled or made into bytes, none do.
 _FAT_HU, _LEAST_FAT = (-200, -20), 0.001
 _AIR_HU = -200
 _NO_DATA = 1e30  # no intensity is that large

@@ -70,8 +70,20 @@ def reorder(tensor: Tensor, wanted: Tensor, classes: Classes) -> Tensor:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of a training says of itself, nothing where it says nothing."""
-    text = read_weights(path)[1].get(FACTS)
-    return dict(json.loads(text)) if isinstance(text, str) else {}
+    return _parse_facts(path, read_weights(path)[1])
+
+
+def _parse_facts(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    text = content.get(FACTS)
+    if not isinstance(text, str):
+        return {}
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        remedy = "save it again, or leave out that key"
+        raise CheckpointError(
+            path, f"{FACTS} that are no JSON object ({error})", "what it was trained with", remedy
+        ) from error
 
 
 def read_labels(path: Path, facts: Mapping[str, Any]) -> list[str] | None:
@@ -81,14 +93,9 @@ def read_labels(path: Path, facts: Mapping[str, Any]) -> list[str] | None:
         path: the file.
         facts: what stands in it beside its tensors.
     """
-    text = facts.get(FACTS)
-    if isinstance(text, str):
-        try:
-            labels = json.loads(text).get("labels")
-        except (ValueError, AttributeError):
-            labels = None
-        if isinstance(labels, list):
-            return [str(name) for name in labels]
+    labels = _parse_facts(path, facts).get("labels")
+    if isinstance(labels, list):
+        return [str(name) for name in labels]
     for overlay in (path.with_suffix(".yaml"), path.with_name(RUN_OVERLAY)):
         if overlay.is_file():
             content = yaml.safe_load(overlay.read_text(encoding="utf-8"))
