@@ -15,6 +15,7 @@ from monai.transforms import (
     Invertd,
     LoadImaged,
     Orientationd,
+    RandFlipd,
     RandRotate90d,
     ScaleIntensityRanged,
 )
@@ -24,6 +25,7 @@ from tools.transforms import (
     FillNonFinited,
     LoadScand,
     PlainSpacingd,
+    RandMirrord,
     RandQuarterTurnd,
     TakeCentreSliced,
     keep_image,
@@ -269,3 +271,51 @@ def test_a_turn_is_undone(shape):
         back = turn.inverse(turn({"image": crop}))["image"]
         assert torch.equal(back.as_tensor(), crop.as_tensor())
         torch.testing.assert_close(back.affine, crop.affine)
+
+
+def make_pair() -> dict[str, MetaTensor]:
+    generator = torch.Generator().manual_seed(0)
+    affine = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))
+    label = torch.randint(0, 4, (1, 5, 6, 7), generator=generator).float()
+    return {
+        "image": MetaTensor(torch.rand(1, 5, 6, 7, generator=generator), affine),
+        "label": MetaTensor(label, affine),
+    }
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flip_without_classes_is_that_of_monai(axis):
+    crop = make_pair()
+    found = RandMirrord(["image", "label"], axes=[axis], prob=1.0)(crop)
+    wanted = RandFlipd(["image", "label"], prob=1.0, spatial_axis=axis)(crop)
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value)
+        assert torch.equal(found[key].affine, value.affine)
+
+
+def test_a_flip_gives_a_structure_the_name_of_the_other_side_and_two_flips_do_not():
+    crop = make_pair()
+    places = torch.tensor([0, 2, 1, 3])
+    once = RandMirrord(["image", "label"], axes=[0], prob=1.0, classes=places.tolist())(crop)
+    assert torch.equal(once["image"].as_tensor(), crop["image"].as_tensor().flip(1))
+    assert torch.equal(once["label"].as_tensor(), places[crop["label"].as_tensor().long()].float().flip(1))
+    assert once["label"].dtype == crop["label"].dtype
+    twice = RandMirrord(["image", "label"], axes=[0, 2], prob=1.0, classes=places.tolist())(crop)
+    assert torch.equal(twice["label"].as_tensor(), crop["label"].as_tensor().flip(1, 3))
+
+
+def test_each_axis_is_flipped_as_often_as_it_is_asked_for():
+    transform = RandMirrord(["image", "label"], axes=[0, 2], prob=0.25).set_random_state(0)
+    counts = [0, 0, 0]
+    for _ in range(2000):
+        transform.randomize()
+        for axis in transform._flipped:
+            counts[axis] += 1
+    assert counts[1] == 0
+    assert all(abs(count - 500) < 80 for count in (counts[0], counts[2]))  # four standard deviations
+
+
+def test_without_a_flip_crops_are_passed_on_as_they_are():
+    crop = make_pair()
+    kept = RandMirrord(["image", "label"], prob=0.0)(crop)
+    assert all(kept[key] is value for key, value in crop.items())

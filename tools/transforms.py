@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImaged, MapTransform, RandRotate90d, Spacingd
+from monai.transforms import Flip, LoadImaged, MapTransform, RandomizableTransform, RandRotate90d, Spacingd
+from monai.utils import convert_to_dst_type
 
 from tools.errors import UnreadableScanError
 from tools.scans.reader import ScanReader
@@ -64,6 +65,61 @@ class PlainSpacingd(Spacingd):
         """Return `data` with resampled volumes."""
         own = {key: data[key] for key in self.key_iterator(data)}
         return {**data, **super().__call__(own, lazy)}
+
+
+class RandMirrord(RandomizableTransform, MapTransform):
+    """Flip crops `(C, H, W, D)` along each of some axes, and give structures of one side the name of the other.
+
+    `RandFlipd` of MONAI leaves labels with their voxels: in half of what a network sees, the right kidney is the left
+    one. Each flip makes a mirror image, and two flips a turned patient, in whom right is right again.
+
+    Args:
+        keys: image and label, of one size.
+        axes: spatial axes, 0 to 2.
+        prob: probability of a flip along each of them.
+        classes: for each class of a label the one that it is in a mirror image; none: classes stay.
+        label_keys: those of the keys that hold classes.
+        allow_missing_keys: whether a key may be missing.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] | str,
+        axes: Sequence[int] = (0, 1, 2),
+        prob: float = 0.1,
+        classes: Sequence[int] = (),
+        label_keys: Sequence[str] | str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.axes = tuple(axes)
+        self.classes = torch.as_tensor(list(classes), dtype=torch.long)
+        self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
+        self.exchanges = bool((self.classes != torch.arange(len(self.classes))).any())
+        self._flipped: tuple[int, ...] = ()
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the axes."""
+        self._flipped = tuple(axis for axis in self.axes if self.R.random() < self.prob)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return `data` with flipped crops."""
+        self.randomize()
+        flipped = dict(data)
+        if not self._flipped:
+            return flipped
+        flip = Flip(self._flipped)
+        exchanges = self.exchanges and len(self._flipped) % 2 == 1
+        for key in self.key_iterator(flipped):
+            crop = flip(flipped[key])
+            if exchanges and key in self.label_keys:
+                numbers = self.classes.to(crop.device)[
+                    (crop.as_tensor() if isinstance(crop, MetaTensor) else crop).long()
+                ]
+                crop = convert_to_dst_type(numbers, crop, dtype=crop.dtype)[0]
+            flipped[key] = crop
+        return flipped
 
 
 class RandQuarterTurnd(RandRotate90d):

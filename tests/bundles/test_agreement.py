@@ -53,11 +53,12 @@ def test_the_card_btcv_is_written_out_in_train_and_inference(name):
     assert keys >= {"labels", "label_map", "validation_cases", "orientation", "intensity"}
     parser = ConfigParser(train)
     assert parser.get_parsed_content("validation_cases") == card["validation_cases"]
-    keys -= {"validation_cases"}
+    assert parser.get_parsed_content("mirrored") == card["mirrored"]
+    keys -= {"validation_cases", "mirrored"}
     assert {key: train[key] for key in keys} == {key: card[key] for key in keys}
     # the split is that of BTCV, not of other data
     assert ConfigParser(train | {"labels": ["background", "a", "b"]}).get_parsed_content("validation_cases") == []
-    shared = card.keys() & inference.keys() - {"foreground_crop"}  # of the label too: see the next test
+    shared = card.keys() & inference.keys() - {"foreground_crop", "mirrored"}  # of the label too: see the next test
     assert shared >= {"labels", "orientation", "intensity"}
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
 
@@ -69,7 +70,10 @@ def test_training_and_inference_have_the_same_network_and_prepare_images_in_the_
     # use_checkpoint: for memory in training; the network is the same
     # patch_merging: corrected in both until weights tell another one; inference tells it in its state dict, too
     arguments = {str(value)[1:] for value in train["network_def"].values() if str(value).startswith("@")}
-    for key in {*arguments, "mirror_axes"} - {"use_checkpoint", "patch_merging"} & train.keys():
+    for key in {*arguments, "mirror_axes", "mirrored", "mirrored_classes"} - {
+        "use_checkpoint",
+        "patch_merging",
+    } & train.keys():
         assert train[key] == inference[key], key
     assert (train.get("patch_merging"), inference.get("patch_merging")) in {(None, None), (None, "auto")}
     assert take_image_part(train["train"]["geometry"]) == inference["geometry"]
@@ -123,8 +127,10 @@ def test_a_recipe_fits_the_card_of_its_name(recipe: Path):
     parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
     assert all(size % 32 == 0 for size in parser.get_parsed_content("roi_size"))
     parser.get_parsed_content("train#preprocessing")
-    turned = {step.get("spatial_axis") for step in parser["augmentation"] if step["_target_"] == "RandFlipd"}
-    assert turned == set(parser["mirror_axes"]), "test-time mirroring shows what training has shown"
+    flips = [step for step in parser["augmentation"] if step["_target_"].endswith("RandMirrord")]
+    axes = parser.get_parsed_content("mirror_axes") if flips else []
+    assert [step["axes"] for step in flips] == ["@mirror_axes"] * len(flips)
+    assert bool(flips) == bool(axes), "test-time mirroring shows what training has shown"
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

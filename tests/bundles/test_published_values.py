@@ -28,7 +28,7 @@ SMALL = {
     "voco_finetune": {"feature_size": 12},
     "inflated_vit_seg": {"encoder": "vit_tiny_patch16_224", "network_def#encoder_options": {"depth": 4}},
 }
-FLIPS_AND_TURNS = {"RandFlipd": [0.2, 0.2, 0.2], "RandQuarterTurnd": [0.2]}
+FLIPS_AND_TURNS = {"RandMirrord": [0.2], "RandQuarterTurnd": [0.2]}
 WINDOW_HU = (-175, 250)
 
 
@@ -223,7 +223,7 @@ def test_the_recipe_of_transseg_has_its_network_split_and_augmentation():
     probabilities = [(step["_target_"].rpartition(".")[2], step.get("prob")) for step in parser["augmentation"]]
     assert [entry for entry in probabilities if entry[1] is not None] == [
         ("RandZoomd", 1.0),
-        *[("RandFlipd", 0.1)] * 3,
+        ("RandMirrord", 0.1),
         ("RandQuarterTurnd", 0.1),
         ("RandShiftIntensityd", 0.5),
     ]

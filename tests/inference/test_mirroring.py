@@ -48,3 +48,21 @@ def test_the_header_of_the_volume_is_kept(enabled):
 def test_axes_that_a_volume_has_not_are_refused(axes):
     with pytest.raises(ConfigValueError, match="mirror_axes"):
         MirroringInferer(SimpleInferer(), axes)
+
+
+def test_a_network_that_tells_sides_apart_still_does_with_mirroring():
+    """It calls what lies in one half of an axis 1 and what lies in the other 2, as one trained with exchange does."""
+
+    def tell_sides(volumes: torch.Tensor) -> torch.Tensor:
+        half = torch.arange(volumes.shape[2]).reshape(-1, 1, 1) < volumes.shape[2] // 2
+        return torch.cat([1 - volumes, volumes * ~half, volumes * half], dim=1)
+
+    volume = torch.rand(1, 1, 6, 3, 4)
+    plain = tell_sides(volume)
+    torch.testing.assert_close(MirroringInferer(SimpleInferer(), [0], [0, 2, 1])(volume, tell_sides), plain)
+    kept = MirroringInferer(SimpleInferer(), [0])(volume, tell_sides)
+    torch.testing.assert_close(kept[:, 1], kept[:, 2])  # right cannot be told from left any more
+    # a turn by two axes leaves right on the right of the patient: classes stay
+    parts = [plain, plain, tell_sides(volume.flip(3)).flip(3)[:, [0, 2, 1]], tell_sides(volume.flip(2, 3)).flip(2, 3)]
+    turned = MirroringInferer(SimpleInferer(), [0, 1], [0, 2, 1])(volume, tell_sides)
+    torch.testing.assert_close(turned, sum(parts) / 4)

@@ -117,7 +117,7 @@ def test_image_and_label_of_an_oblique_or_sheared_pair_stay_with_the_patient(nam
     truth = measure(points)
     assert np.abs(inside - truth).mean() < 0.01  # of a range of 2; a mirror image is 0.1 off
     assert min(measure_dice(classify(inside), classify(truth))) >= LEAST_DICE
-    assert min(measure_dice(made["label"].numpy()[0], classify(truth))) >= 0.85  # by the nearest of coarser voxels
+    assert min(measure_dice(made["label"].numpy()[0], classify(truth))) >= 0.93  # by the nearest of coarser voxels
     np.testing.assert_allclose(made["label"].affine.numpy(), made["image"].affine.numpy(), atol=1e-6)
 
 
@@ -133,7 +133,7 @@ def test_a_pair_whose_headers_round_differently_stays_together(name, tmp_path):
     check_pair(data["image"], data["label"], [0, 1, 2])
     made = Compose(read_config(name, "train").get_parsed_content("train#geometry"))(data)
     found, truth = made["label"].numpy()[0], classify(made["image"].numpy()[0])
-    assert min(measure_dice(found, truth)) >= 0.85
+    assert min(measure_dice(found, truth)) >= 0.93
     mirrored = measure_dice(found[::-1], truth)
     assert max(mirrored) < 0.6
 

@@ -26,12 +26,14 @@ from monai.utils.module import locate
 from tools.configs import KEYS, Key, read_running
 from tools.configs.keys import check_flag, is_number
 from tools.datasets.datalists import locate_source, read_label_names
+from tools.datasets.sides import describe_mirroring, list_mirrored_classes, list_sided
 from tools.errors import ConfigValueError, MemoryLimitError, UnknownOverrideError, find_cause
 from tools.hardware import find_free_memory_gb, limit_memory
 
 logger = logging.getLogger(__name__)
 
 _PLAIN_PARTS = {"num_classes", "label_values", "window_slices"}  # worked out of numbers and names
+_LIGHT = {"tools.datasets.choose_mirror_axes"}  # components that make numbers of names
 _WORDS = {"off": "False", "no": "False", "false": "False", "on": "True", "yes": "True", "true": "True"}
 _SHOWN = 100  # characters of a value
 SHARE_OF_MEMORY = 0.95  # of what is free: the rest is for data loaders' workers and the system
@@ -110,6 +112,9 @@ def check_settings() -> None:
         logger.warning("--amp has no effect on a CPU: training runs in full precision")
     if "labels" in values and "label_map" in values:
         _check_labels(values["labels"], values["label_map"])
+        list_mirrored_classes(values["labels"], values.get("mirrored"))
+        if is_training and "mirror_axes" in values:
+            _tell_mirroring(config, values["labels"], values.get("mirrored"), values["mirror_axes"])
         if "train" in config and isinstance(values.get("dataset_dir"), str):
             _check_file(values["dataset_dir"], values["labels"], values["label_map"])
 
@@ -119,7 +124,7 @@ def _is_light(name: str, config: Mapping[str, Any], above: tuple[str, ...] = ())
     if name in above:
         return False
     texts, components = _list_texts(config[name])
-    if components:
+    if components and str(config[name].get("_target_") if isinstance(config[name], dict) else "") not in _LIGHT:
         return False
     targets = {target for text in texts for target in ReferenceResolver.match_refs_pattern(text)}
     heads = {ReferenceResolver.split_id(target)[0] for target in targets}
@@ -141,7 +146,7 @@ def _list_texts(value: Any) -> tuple[list[str], bool]:
 
 
 def _resolve(parser: ConfigParser, name: str, value: Any) -> Any:
-    if not _list_texts(value)[0]:
+    if not any(_list_texts(value)):
         return value
     try:
         return parser.get_parsed_content(name)
@@ -234,6 +239,18 @@ def _check_labels(labels: Sequence[str], label_map: Mapping[int, int]) -> None:
     if absent := [name for number, name in enumerate(labels) if number not in classes]:
         wanted = f"a value for each of {len(labels)} labels"
         raise ConfigValueError("label_map", f"no value for {absent[0]}", wanted, "add it, or remove the label")
+
+
+def _tell_mirroring(
+    config: Mapping[str, Any], labels: Sequence[str], mirrored: Mapping[str, str] | None, axes: Sequence[int]
+) -> None:
+    """Log what flips do to right and left; that they teach what is not so is a warning."""
+    keeps = bool(list_sided(labels) and axes and mirrored is None)
+    logger.log(logging.WARNING if keeps else logging.INFO, "%s", describe_mirroring(labels, mirrored, axes))
+    for name, target in _iterate_targets({key: config.get(key) for key in ("augmentation", "train")}):
+        if target.rpartition(".")[2] in ("RandFlipd", "RandAxisFlipd") and list_sided(labels) and mirrored != {}:
+            told = "%s, %s: right and left keep their names in mirror images; write tools.transforms.RandMirrord"
+            logger.warning(told, name, target)
 
 
 def _check_file(dataset_dir: str, labels: Sequence[str], label_map: Mapping[int, int]) -> None:

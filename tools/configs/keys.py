@@ -154,6 +154,13 @@ def _label_map(value: Any) -> str | None:
     return None if whole else "a class (a whole number) for each value in the label files, {value: class, ...}"
 
 
+def _pairs(value: Any) -> str | None:
+    fits = value is None or (
+        isinstance(value, Mapping) and all(isinstance(name, str) for pair in value.items() for name in pair)
+    )
+    return None if fits else "pairs of names, {right kidney: left kidney}, {} for none, or null"
+
+
 _SPACING = _several(_SIZE, 3, 3)
 _CROP = _several(_COUNT, 3, 3)
 _PLACE = _optional(_text)
@@ -168,9 +175,9 @@ def _make(role: Role, entries: Mapping[str, tuple[Check | None, str]]) -> dict[s
 _PARTS = str.split(
     "backbone backbone_def contrast cutout dataset dropped_blocks embedding_dim evaluator fill_range finalize "
     "fitted_roi_size fitting geometry grid heads imports inferer initialize kept_blocks label_values loss losses "
-    "lr_scheduler memory_format network network_def num_classes omni_loss omni_network omni_network_def optimizer "
-    "postprocessing preprocessing proxy_tasks resampling resized run scans shuffled_blocks swap tasks train turn_axis "
-    "turns unlabelled validate variant views window_inferer window_slices"
+    "lr_scheduler memory_format mirrored_classes network network_def num_classes omni_loss omni_network "
+    "omni_network_def optimizer postprocessing preprocessing proxy_tasks resampling resized run scans shuffled_blocks "
+    "swap tasks train turn_axis turns unlabelled validate variant views window_inferer window_slices"
 )
 
 KEYS: Mapping[str, Key] = {
@@ -181,6 +188,7 @@ KEYS: Mapping[str, Key] = {
             "label_map": (_label_map, "value in the label files -> class"),
             "validation_cases": (_CASES, "cases that are held back, where dataset.json has no validation list"),
             "in_channels": (_COUNT, "volumes in a file"),
+            "mirrored": (_pairs, "structures that change places in a mirror image"),
             "card": (None, "title, modality, licence, source and extent of a data set"),
         },
     ),
@@ -194,7 +202,7 @@ KEYS: Mapping[str, Key] = {
             "intensity": (None, "transforms of the grey values"),
             "foreground_crop": (None, "transforms that cut off what is around the patient"),
             "sample_above": (_number(), "crops without a structure are centred on voxels above it"),
-            "mirror_axes": (_MIRRORED, "axes along which training flips, for the mean over mirror images"),
+            "mirror_axes": (_MIRRORED, "axes along which training flips, and the mean over mirror images"),
         },
     ),
     **_make(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tools.datasets.datalists import read_datalist, take_share
 from tools.datasets.labels import list_label_values
 from tools.datasets.scans import list_scans, name_case, name_results
+from tools.datasets.sides import choose_mirror_axes, describe_mirroring, list_mirrored_classes
 from tools.datasets.unlabelled import list_unlabelled, split_unlabelled
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DiskDataset",
+    "choose_mirror_axes",
+    "describe_mirroring",
     "list_label_values",
+    "list_mirrored_classes",
     "list_scans",
     "list_unlabelled",
     "name_case",

@@ -17,8 +17,8 @@ from tools.linting.values import Text, evaluate, is_plain
 # keys that mean the same in train and inference; by other values a network sees other images than it was trained on
 SHARED = tuple(
     str.split(
-        "num_classes in_channels orientation pixdim roi_size image_size intensity mirror_axes encoder decoder "
-        "num_slices force_2d window_slices"
+        "num_classes in_channels orientation pixdim roi_size image_size intensity mirrored mirror_axes encoder "
+        "decoder num_slices force_2d window_slices"
     )
 )
 CROPS = frozenset(
