@@ -185,25 +185,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     return (base if worker_id == "master" else base.parent) / "bundles"
 
 
-def write_case(folder: Path, name: str, seed: int, values: Sequence[int] = (0, 1, 2)) -> None:
+def write_case(folder: Path, name: str, seed: int, values: Sequence[int] = (0, 1, 2), channels: int = 1) -> None:
     generator, shape = np.random.default_rng(seed), (22, 20, 12)
     centre = np.array(shape) / 2 + generator.uniform(-2, 2, 3)
     distance = np.linalg.norm((np.indices(shape).T - centre).T * np.array([1, 1, 2])[:, None, None, None], axis=0)
     label = (distance < 7).astype(np.uint8) + (distance < 4).astype(np.uint8)
     image = (label * 60 - 40 + generator.normal(0, 10, shape)).astype(np.int16)  # HU
+    if channels > 1:  # as in files of four axes
+        image = np.stack([image // (number + 1) for number in range(channels)], axis=-1)
     affine = np.diag([-1.0, 1.0, 2.0, 1.0])
     affine[:3, 3] = [10, -20, 30]
     nib.save(nib.Nifti1Image(image, affine), folder / "imagesTr" / f"{name}.nii.gz")
     nib.save(nib.Nifti1Image(np.array(values, np.int16)[label], affine), folder / "labelsTr" / f"{name}.nii.gz")
 
 
-def write_dataset(folder: Path, values: Sequence[int] = (0, 1, 2)) -> Path:
+def write_dataset(folder: Path, values: Sequence[int] = (0, 1, 2), channels: int = 1) -> Path:
     """Write four cases for training and two for validation: a ball in a shell, 22 x 20 x 12 voxels."""
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True)
     names = [f"case_{number}" for number in range(6)]
     for number, name in enumerate(names):
-        write_case(folder, name, number, values)
+        write_case(folder, name, number, values, channels)
     pairs = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names]
     (folder / "dataset.json").write_text(json.dumps({"training": pairs[:4], "validation": pairs[4:]}))
     return folder
@@ -254,8 +256,8 @@ def trained(request: pytest.FixtureRequest, shared: Path) -> Run:
     row = TRAININGS[name]
 
     def make(folder: Path) -> None:
-        (folder / "small.yaml").write_text(yaml.safe_dump(dict(row.small)))
-        write_dataset(folder / "data", row.label_values)
+        (folder / "small.yaml").write_text(yaml.safe_dump(dict(row.small) | {"in_channels": row.channels}))
+        write_dataset(folder / "data", row.label_values, row.channels)
         options = {"dataset_dir": str(folder / "data"), "output_dir": str(folder / "run")}
         Bundle(BUNDLES / name, folder / "small.yaml").run("train", **options)
 

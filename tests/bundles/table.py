@@ -28,11 +28,13 @@ class Training:
         small: the overlay that makes its network, crops and schedule small.
         wide: a change of one argument of the network, so that weights of the small one do not fit.
         label_values: values of the labels' files for background, ball and shell.
+        channels: volumes in a file.
     """
 
     small: Mapping[str, Any]
     wide: Mapping[str, Any]
     label_values: tuple[int, int, int] = (0, 1, 2)
+    channels: int = 1
 
 
 TRAININGS = {
@@ -45,8 +47,8 @@ TRAININGS = {
     ),
     "swin_unetr_ssl": Training(SWIN | {"overlap": 0.25}, {"feature_size": 24}),
     "voco_finetune": Training(
-        SWIN | {"overlap": 0.0, "label_map": {0: 0, 205: 1, 420: 2}}, {"feature_size": 24}, (0, 205, 420)
-    ),  # as in MM-WHS
+        SWIN | {"overlap": 0.0, "label_map": {0: 0, 205: 1, 420: 2}}, {"feature_size": 24}, (0, 205, 420), 3
+    ),  # values as in MM-WHS
     "inflated_vit_seg": Training(
         SCHEDULE
         | LABELS
@@ -58,6 +60,7 @@ TRAININGS = {
             **name_arguments({"decoder_channels": 4, "encoder_options": {"depth": 4}}),
         },
         {"network_def#decoder_channels": 8},
+        channels=2,
     ),
 }
 

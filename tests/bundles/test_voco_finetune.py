@@ -119,6 +119,7 @@ def test_own_weights_for_label_values_that_are_no_class_numbers_are_exported(tra
     card = {"title": "Phantoms", "modality": "CT", "licence": "none", "source": "here", "citation": "none"}
     small = TRAININGS["voco_finetune"].small
     kept = {key: small[key] for key in ("labels", "label_map", "pixdim", "roi_size", *TINY_SWIN)}
+    kept["in_channels"] = TRAININGS["voco_finetune"].channels
     (tmp_path / "phantoms.yaml").write_text(yaml.safe_dump({"card": card} | kept))
     best = trained.folder / "best.pt"
     archive = export("voco_finetune", str(tmp_path / "phantoms.yaml"), str(best), tmp_path / "exports")

@@ -137,3 +137,17 @@ def test_nothing_is_said_outside_of_a_config(caplog):
     with caplog.at_level(logging.WARNING):
         assert check_model_settings(BUNDLE / "models" / "msd04_hippocampus.safetensors") == []
     assert not caplog.text
+
+
+def test_scans_that_a_model_is_not_made_for_are_told_before_they_are_evaluated(caplog):
+    from tools.checks import check_model_settings
+
+    weights = BUNDLES / "voco_finetune" / "models" / "openkbp_hn.safetensors"
+    case = {"image": str(MR)}
+    with caplog.at_level(logging.WARNING):
+        check_model_settings(weights, [case] * 5)
+    assert caplog.text.count("are no Hounsfield units") == 3  # the first three scans
+    assert str(MR) in caplog.text
+    caplog.clear()
+    check_model_settings(BUNDLE / "models" / "msd04_hippocampus.safetensors", [case])
+    assert not caplog.text

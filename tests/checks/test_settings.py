@@ -367,3 +367,23 @@ class TestRunningSettings:
         overlay = {"labels": ["background", "anterior", "posterior"], "dataset_dir": str(tmp_path)}
         with pytest.raises(ConfigValueError, match=told) if told else contextlib.nullcontext():
             self.run(monkeypatch, "unetr_btcv", "train", {}, overlay)
+
+    @pytest.mark.parametrize(
+        ("listed", "told"),
+        [
+            (
+                {"0": "background", "1": "brainstem", "2": "spinal cord"},
+                "brainstem (anterior), spinal cord (posterior)",
+            ),
+            ({"0": "background", "1": "Anterior part", "2": "back"}, None),
+        ],
+    )
+    def test_weights_applied_to_data_of_other_structures_are_told(self, monkeypatch, tmp_path, caplog, listed, told):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": listed, "training": []}))
+        overlay = {
+            "labels": ["background", "anterior", "posterior"],
+            "dataset_dir": str(tmp_path),
+            "checkpoint": "x.pt",
+        }
+        self.run(monkeypatch, "unetr_btcv", "train", {}, overlay)
+        assert (told in caplog.text) if told else "other structures" not in caplog.text

@@ -25,6 +25,7 @@ _FAT_HU, _LEAST_FAT = (-200, -20), 0.001
 _AIR_HU = -200
 _NO_DATA = 1e30  # no intensity is that large
 _FAR = 3.0  # times the spacing of the model
+_LOOKED_AT = 3  # scans of a data set
 _SHOWN = 80  # characters of a value
 
 
@@ -78,7 +79,7 @@ def list_changes(trained: Mapping[str, Any], config: Mapping[str, Any]) -> list[
     ]
 
 
-def check_model_settings(checkpoint: str | Path) -> list[str]:
+def check_model_settings(checkpoint: str | Path, datalist: Sequence[Mapping[str, str]] = ()) -> list[str]:
     """Warn of settings of the running config that are not those of the training that `checkpoint` is from.
 
     A model is one piece: weights that were trained at 1 mm are worth little at 2 mm. What was trained with is read from
@@ -86,6 +87,7 @@ def check_model_settings(checkpoint: str | Path) -> list[str]:
 
     Args:
         checkpoint: file of the weights.
+        datalist: entries `{"image": path}` that it will be applied to; what is odd about the first of them is told.
 
     Returns:
         The changes.
@@ -96,6 +98,11 @@ def check_model_settings(checkpoint: str | Path) -> list[str]:
     changes = list_changes(trained, running.values) if running else []
     for change in changes:
         logger.warning("%s; expect a worse result", change)
+    for case in datalist[:_LOOKED_AT]:
+        scan = Scan(case["image"], num_channels=None)
+        pixdim = model.config.get("pixdim") if model else None
+        for oddity in find_oddities(scan, scan.read(), model, pixdim, expects_hu=False):
+            logger.warning("%s: %s; expect a worse result", case["image"], oddity)
     return changes
 
 

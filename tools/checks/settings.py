@@ -116,7 +116,7 @@ def check_settings() -> None:
         if is_training and "mirror_axes" in values:
             _tell_mirroring(config, values["labels"], values.get("mirrored"), values["mirror_axes"])
         if "train" in config and isinstance(values.get("dataset_dir"), str):
-            _check_file(values["dataset_dir"], values["labels"], values["label_map"])
+            _check_file(values["dataset_dir"], values["labels"], values["label_map"], applies="checkpoint" in config)
 
 
 def _is_light(name: str, config: Mapping[str, Any], above: tuple[str, ...] = ()) -> bool:
@@ -253,8 +253,11 @@ def _tell_mirroring(
             logger.warning(told, name, target)
 
 
-def _check_file(dataset_dir: str, labels: Sequence[str], label_map: Mapping[int, int]) -> None:
-    """Refuse a `dataset.json` that gives the value of a class to another one, by their names."""
+def _check_file(dataset_dir: str, labels: Sequence[str], label_map: Mapping[int, int], applies: bool) -> None:
+    """Refuse a `dataset.json` that gives the value of a class to another one, by their names.
+
+    Where weights are applied, names that have no word in common with those of the model are told.
+    """
     source = locate_source(dataset_dir)
     if source.is_dir():
         return
@@ -266,6 +269,10 @@ def _check_file(dataset_dir: str, labels: Sequence[str], label_map: Mapping[int,
             found = f"{name} for the value {value}"
             wanted = f"{labels[label_map[value]]}, as labels and label_map have it"
             raise ConfigValueError(source, found, wanted, "correct the one that is wrong")
+    pairs = [(name, labels[label_map[value]]) for value, name in named.items() if label_map.get(value)]
+    if applies and pairs and not any({*one.casefold().split()} & {*other.casefold().split()} for one, other in pairs):
+        told = ", ".join(f"{one} ({other})" for one, other in pairs)
+        logger.warning("%s: other structures than those of the model, as far as names tell: %s", source, told)
 
 
 def check_command_line(argv: Sequence[str] | None = None) -> None:
