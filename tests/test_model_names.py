@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from tools.bundles import BUNDLES
+from tools.configs import read_config
 from tools.errors import BundleError, ConfigValueError, DownloadError, MissingFileError
-from tools.models import find_model, list_models, read_config
+from tools.models import find_model, list_models
 from tools.release import export_model
 
 

@@ -8,9 +8,8 @@ import logging
 import math
 from pathlib import Path
 
-import yaml
-
 from tools.bundles import CARDS, choose_model, locate_bundle, locate_model, run_bundle
+from tools.configs.files import read_config
 from tools.datasets import name_case, read_datalist
 from tools.errors import FailedScansError, MissingFileError
 from tools.evaluation import measure_dice
@@ -54,7 +53,7 @@ def demonstrate(bundle: str, card: str | None, output_dir: str | Path) -> str:
         raise FailedScansError("demo", f"exit status {status} of the run above", "0", "see its message")
     report = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
     labels = list(report["labels"].values())
-    label_map = yaml.safe_load(model.read_text(encoding="utf-8"))["label_map"]
+    label_map = read_config(model)["label_map"]
     rows = []
     for pair in read_datalist(data, "validation"):
         name = name_case(pair["image"])

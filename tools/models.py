@@ -9,17 +9,15 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tools.archives import name_bundle, unpack
 from tools.bundles import BUNDLES, CARDS, DEMO_CARD, list_bundles
-from tools.configs.models import RUN_OVERLAY
+from tools.configs.files import RUN_OVERLAY, find_overlay, read_config
 from tools.errors import ConfigValueError, MissingFileError
 from tools.files import compute_sha256
 
@@ -175,15 +173,14 @@ def find_model(name: str, option: str = "--model") -> Model:
 
 def find_owner(checkpoint: Path) -> Model | None:
     """Return the model that a file of weights is part of, by what lies beside it; None if nothing tells."""
-    folder = checkpoint.absolute().parent
-    overlay = folder / RUN_OVERLAY
-    if overlay.is_file():
+    folder, overlay = checkpoint.absolute().parent, find_overlay(checkpoint.absolute())
+    if overlay is not None and overlay.name == RUN_OVERLAY:
         root = Path(str(read_config(overlay).get("bundle_root", "")))
         return Model(str(folder), root if (root / "configs").is_dir() else BUNDLES / root.name, overlay, checkpoint)
-    root, overlay = folder.parent, checkpoint.with_suffix(".yaml")
+    root = folder.parent
     if folder.name != "models" or find_config(root, "inference") is None:
         return None
-    if overlay.is_file():
+    if overlay is not None:
         return Model(f"{root.name}/{overlay.stem}", root, overlay, checkpoint)
     return Model(root.name, root, None, checkpoint) if checkpoint.name == "model.pt" else None
 
@@ -192,21 +189,6 @@ def find_config(bundle: Path, name: str) -> Path | None:
     """Return the config file of a bundle with a name without suffix, YAML first; None if it has none."""
     files = [bundle / "configs" / f"{name}{suffix}" for suffix in (".yaml", ".json")]
     return next((path for path in files if path.is_file()), None)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return what a config file says, YAML or JSON.
-
-    Raises:
-        ConfigValueError: if it is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigValueError(path, f"no YAML ({error})".replace("\n", " "), "a config file", "correct it") from error
-    if not isinstance(content, Mapping):
-        raise ConfigValueError(path, f"{type(content).__name__}", "a mapping of keys and values", "correct it")
-    return dict(content)
 
 
 def _read_folder(folder: Path, name: str) -> Model:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from tools.bundles import locate_bundle, locate_card, run_bundle
-from tools.configs import MODEL_KEYS, write_overlay
+from tools.configs import MODEL_KEYS, read_config, write_overlay
 from tools.datasets import read_datalist
 from tools.errors import CheckpointError, FailedScansError, MissingFileError
 from tools.files import compute_sha256, write_atomically
@@ -70,7 +69,7 @@ def publish(bundle: str, card: str, checkpoint: str | Path, recipe: str | Path, 
         evaluation = json.loads((Path(folder) / "evaluation.json").read_text(encoding="utf-8"))
     text = _describe(
         bundle,
-        yaml.safe_load(card_path.read_text(encoding="utf-8"))["card"],
+        read_config(card_path)["card"],
         recipe.relative_to(root) if recipe.is_relative_to(root) else recipe,
         weights,
         read_checkpoint(checkpoint),
@@ -109,8 +108,7 @@ def _write_weights(checkpoint: Path, path: Path) -> dict[str, str]:
 def _write_overlay(
     card: str, card_path: Path, recipe: Path, weights: Path, path: Path, merging: Mapping[str, str]
 ) -> None:
-    values: dict[str, Any] = yaml.safe_load(card_path.read_text(encoding="utf-8"))
-    changes: Mapping[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values, changes = read_config(card_path), read_config(recipe)
     # the other keys of a recipe belong to training and stay there
     shaping = {k: v for k, v in changes.items() if k in MODEL_KEYS or k.split("#")[0] == "network_def"}
     values = {key: value for key, value in values.items() if key != "card"} | shaping | dict(merging)

@@ -16,8 +16,9 @@ from processes import explain, run_module
 
 from tools.bundles import BUNDLES
 from tools.checks.plausibility import find_oddities, list_changes
+from tools.configs import read_config
 from tools.demonstration import EMBEDDED
-from tools.models import find_model, find_owner, read_config
+from tools.models import find_model, find_owner
 from tools.scans import Scan
 
 CT = EMBEDDED / "openkbp_hn" / "imagesTr" / "pt_12.nii.gz"

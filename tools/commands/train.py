@@ -14,12 +14,13 @@ from typing import Any
 
 from tools.bundles import locate_bundle, locate_card, run_bundle
 from tools.catalogue import read_catalogue
+from tools.configs.files import RUN_OVERLAY, read_config
 from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
 from tools.datasets.datalists import locate_source, name_values
 from tools.datasets.scans import make_absolute
 from tools.errors import ConfigValueError, MissingFileError, spell_option
-from tools.models import RUN_OVERLAY, find_model, read_config
+from tools.models import find_model
 from tools.scans import ScanFacts, read_facts
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ _PIECE_KEYS = tuple(key for key in list_keys("data", "geometry", "network") if k
 _INFERENCE_KEYS = list_keys("inference")
 MODEL_KEYS = (*_PIECE_KEYS, *_INFERENCE_KEYS)
 NETWORK = "network_def"
-RUN_OVERLAY = "model.yaml"  # what a training leaves beside its weights
 
 
 def select_model(config: Mapping[str, Any], default: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from tools.configs import read_running, select_model, write_overlay
+from tools.configs import RUN_OVERLAY, read_config, read_running, select_model, write_overlay
 from tools.files import write_atomically
 from tools.handlers.checkpoints import BEST, LAST
 from tools.handlers.training import TrainingRecord
 from tools.hardware import is_main_process
-from tools.models import CARD_KEYS, RUN_OVERLAY, find_config, read_config
+from tools.models import CARD_KEYS, find_config
 from tools.weights import read_state_dict, save_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from monai.bundle import ConfigParser
 import tools
 from tools.archives import name_bundle, unpack
 from tools.bundles import locate_bundle
+from tools.configs.files import RUN_OVERLAY
 from tools.errors import BundleError, ConfigValueError
-from tools.models import RUN_OVERLAY, find_model
+from tools.models import find_model
 from tools.release import export, export_model
 
 logger = logging.getLogger(__name__)

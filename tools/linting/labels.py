@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tools.bundles import CARDS
+from tools.configs.files import read_config
 from tools.configs.keys import OF_THE_CARD
 from tools.linting.bundle import METADATA, Bundle, normalize
 from tools.linting.configs import MergedConfig
@@ -115,7 +114,7 @@ def _check_card(config: MergedConfig) -> Iterator[Finding]:
     card = CARDS / f"{Path(overlay.name).stem}.yaml"
     if not overlay.name.startswith("models/") or not card.is_file():
         return
-    content = yaml.safe_load(card.read_text(encoding="utf-8"))
+    content = read_config(card)
     for key in OF_THE_CARD:
         found, wanted = overlay.content.get(key), content.get(key)
         if normalize(found) == normalize(wanted):

@@ -18,10 +18,10 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools.bundles import BUNDLES, CARDS, REPOSITORY, choose_model, locate_bundle, locate_card
-from tools.configs import list_keys
+from tools.configs import RUN_OVERLAY, list_keys, read_config
 from tools.errors import BundleError, ConfigValueError, MissingFileError
 from tools.linting import lint_bundle
-from tools.models import CARD_KEYS, RUN_OVERLAY, Model
+from tools.models import CARD_KEYS, Model
 from tools.networks.patch_merging import AUTO, read_form
 from tools.release.archive import write_archive
 from tools.release.configs import merge_files, render_json
@@ -132,8 +132,7 @@ def _read_card(path: Path) -> dict[str, str]:
     """Return what a data set's card says about the data."""
     if not path.is_file():
         raise MissingFileError(path, "no such file", "the card of a data set", "correct --dataset")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    card = dict(values.get("card") or {}) if isinstance(values, dict) else {}
+    card = dict(read_config(path).get("card") or {})
     if absent := [key for key in CARD_KEYS if key not in card]:
         remedy = "add `card: {...}` to it, as the files in tools/datasets have it"
         raise ConfigValueError(str(path), f"no {', '.join(absent)}", f"card with {', '.join(CARD_KEYS)}", remedy)
@@ -189,7 +188,7 @@ def _merge_configs(root: Path, card: Path, overlay: Path, facts: Mapping[str, An
 
 def _fit_crop(files: Sequence[Path]) -> dict[str, Any]:
     """Return the crop that a network takes if it is not the one that a card asks for; the metadata tell it."""
-    contents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    contents = [read_config(file) for file in files]
     keys = ("imports", "roi_size", "fitted_roi_size")
     parser = ConfigParser({key: value for content in contents for key, value in content.items() if key in keys})
     fitted = parser.get_parsed_content("fitted_roi_size") if "fitted_roi_size" in parser else None

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 
 from tools.bundles import CARDS, locate_card, make_command
 from tools.checks import check_command_line
+from tools.configs.files import read_config
 from tools.errors import ConfigValueError, MissingFileError, UnknownOverrideError
 
 STUDY_KEYS = ("title", "card", "seeds", "runs", "table", "against")
@@ -138,11 +139,7 @@ def _require(is_sound: bool, subject: object, found: object, wanted: str) -> Non
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigValueError(path, f"no valid YAML ({error})", "the YAML file of a study", "correct it") from error
-    _require(isinstance(content, dict), path, content, f"a mapping with the keys {', '.join(STUDY_KEYS)}")
+    content = read_config(path)
     require_known(content, STUDY_KEYS, path)
     _require(isinstance(content.get("title"), str), f"{path}, title", content.get("title"), "a sentence")
     seeds = content.get("seeds")

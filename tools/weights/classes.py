@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from tools.configs import read_running
-from tools.configs.models import RUN_OVERLAY
+from tools.configs.files import find_overlay, read_config
 from tools.errors import CheckpointError
 from tools.weights.files import read_weights
 
@@ -96,12 +95,9 @@ def read_labels(path: Path, facts: Mapping[str, Any]) -> list[str] | None:
     labels = _parse_facts(path, facts).get("labels")
     if isinstance(labels, list):
         return [str(name) for name in labels]
-    for overlay in (path.with_suffix(".yaml"), path.with_name(RUN_OVERLAY)):
-        if overlay.is_file():
-            content = yaml.safe_load(overlay.read_text(encoding="utf-8"))
-            labels = content.get("labels") if isinstance(content, dict) else None
-            return [str(name) for name in labels] if isinstance(labels, list) else None
-    return None
+    overlay = find_overlay(path)
+    labels = read_config(overlay).get("labels") if overlay else None
+    return [str(name) for name in labels] if isinstance(labels, list) else None
 
 
 def compare_classes(path: Path, facts: Mapping[str, Any], complete: bool) -> Classes | None:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from tools.bundles import BUNDLES
 from tools.catalogue import PublicFile, read_catalogues
+from tools.configs.files import find_overlay, read_config
 from tools.networks.patch_merging import FORMS
 from tools.weights.merging_forms import HEADER, MergingForm, Origin
 
@@ -33,7 +33,7 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
         facts: what stands beside them, see `read_weights`.
         sha256: of the file.
     """
-    written = facts.get(HEADER) or _read_overlay(path)
+    written = facts.get(HEADER) or _read_form(path)
     if written in FORMS:
         return Origin(certain=MergingForm(str(written), "told by the file"))
     if facts.keys() >= RUN_KEYS:
@@ -50,12 +50,10 @@ def find_origin(path: Path, state_dict: Mapping[str, Tensor], facts: Mapping[str
     return Origin()
 
 
-def _read_overlay(path: Path) -> object:
-    """Return the form that the overlay of a committed model tells, the file beside it of the same name."""
-    overlay = path.with_suffix(".yaml")
-    if path.parent.name != "models" or path.absolute().parents[2] != BUNDLES or not overlay.is_file():
-        return None
-    return yaml.safe_load(overlay.read_text(encoding="utf-8")).get(HEADER)
+def _read_form(path: Path) -> object:
+    """Return the form that the overlay of a committed model tells."""
+    overlay = find_overlay(path) if path.parent.name == "models" and path.absolute().parents[2] == BUNDLES else None
+    return read_config(overlay).get(HEADER) if overlay else None
 
 
 def _has_hash(path: Path, file: PublicFile, sha256: str) -> bool:
