@@ -9,6 +9,7 @@ import signal
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
 from torch import nn
 
+from tools.datasets import DiskDataset
 from tools.errors import CheckpointError, DivergedTrainingError
 from tools.handlers import (
     DiceReport,
@@ -121,10 +123,12 @@ class Training:
             self.trainer.run()
 
 
-def collect_crops(num_workers: int, seed: int = 3, first_epoch: int = 1, draws: int = 0) -> dict[int, torch.Tensor]:
+def collect_crops(
+    num_workers: int, seed: int = 3, first_epoch: int = 1, draws: int = 0, kind: Any = Dataset
+) -> dict[int, torch.Tensor]:
     """Return the crops of the epochs `first_epoch` to 3 of a run that starts there, after `draws` random numbers."""
     data = [{"image": torch.arange(512.0).reshape(1, 8, 8, 8) + 1000 * case} for case in range(3)]
-    dataset = Dataset(data, RandSpatialCropd("image", (2, 2, 2), random_size=False))
+    dataset = kind(data, Compose([RandSpatialCropd("image", (2, 2, 2), random_size=False)]))
     crops: dict[int, list[torch.Tensor]] = {}
     engine = Engine(lambda engine, batch: crops.setdefault(engine.state.epoch, []).append(torch.Tensor(batch["image"])))
     EpochSeed(seed, dataset).attach(engine)
@@ -146,6 +150,24 @@ def test_an_epoch_draws_the_same_crops_whatever_happened_before(num_workers):
     resumed = collect_crops(num_workers, first_epoch=2, draws=5)
     assert list(resumed) == [2, 3]
     assert all(torch.equal(resumed[epoch], whole[epoch]) for epoch in resumed)
+
+
+@pytest.mark.costs(processes=12)
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_the_number_of_loader_workers_changes_no_crop(num_workers):
+    alone, shared = collect_crops(0), collect_crops(num_workers)
+    assert all(torch.equal(alone[epoch], shared[epoch]) for epoch in (1, 2, 3))
+
+
+@pytest.mark.parametrize("cache", ["memory", "part", "disk"])
+def test_a_cache_changes_no_crop(cache, tmp_path):
+    kinds = {
+        "memory": partial(CacheDataset, progress=False),
+        "part": partial(CacheDataset, progress=False, cache_num=1),
+        "disk": partial(DiskDataset, cache_dir=tmp_path),
+    }
+    plain, cached = collect_crops(0), collect_crops(0, kind=kinds[cache])
+    assert all(torch.equal(plain[epoch], cached[epoch]) for epoch in (1, 2, 3))
 
 
 @pytest.mark.costs(processes=6)

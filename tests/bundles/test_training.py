@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -107,10 +108,14 @@ def test_two_processes_share_the_cases_and_the_first_alone_writes(trained, tmp_p
     gradient = "sum(p.grad.abs().sum().item() for p in @network.parameters() if p.grad is not None)"
     folder, start = tmp_path / "run", trained.folder / "last.pt"
     options = {"dataset_dir": str(trained.dataset), "output_dir": str(folder), "epochs": 1, "pretrained": str(start)}
-    told = f"[list(@train#sampler), {gradient}]"
-    (first, one), (second, other) = trained.bundle.run_in_processes(2, "train", "multi_gpu_train", tell=told, **options)
+    told = f"[list(@train#sampler), {gradient}, @train#record._losses]"
+    found = trained.bundle.run_in_processes(2, "train", "multi_gpu_train", tell=told, **options)
+    (first, one, losses), (second, other, other_losses) = found
     assert sorted(first + second) == [0, 1, 2, 3]
     assert one == pytest.approx(other)
+    (epoch,) = json.loads((folder / "training.json").read_text())["epochs"]
+    assert epoch["loss"] == pytest.approx(statistics.mean(losses + other_losses))
+    assert losses != other_losses
     assert len(list(folder.glob("events*"))) == 2  # trainer and evaluator of rank 0
     assert json.loads((folder / "training.json").read_text())["best"]["epoch"] == 1
     assert json.loads((folder / "weights.json").read_text())["accepted"]

@@ -387,3 +387,22 @@ class TestRunningSettings:
         }
         self.run(monkeypatch, "unetr_btcv", "train", {}, overlay)
         assert (told in caplog.text) if told else "other structures" not in caplog.text
+
+    @pytest.mark.parametrize("bundle", ["unetr_btcv", "swin_unetr_ssl", "voco_finetune", "inflated_vit_seg"])
+    def test_torchrun_with_a_config_for_one_process_is_refused(self, monkeypatch, bundle):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        with pytest.raises(ConfigValueError, match=r"2 processes, wanted one.*add configs/multi_gpu_train\.yaml"):
+            self.run(monkeypatch, bundle, "train", {})
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        self.run(monkeypatch, bundle, "train", {})
+
+    @pytest.mark.parametrize(
+        "file", sorted(BUNDLES.glob("*/configs/multi_gpu_*train.yaml")), ids=lambda path: path.stem
+    )
+    def test_a_config_for_several_processes_without_torchrun_is_refused(self, monkeypatch, file):
+        monkeypatch.delenv("RANK", raising=False)
+        overlay = {"initialize": ConfigParser.load_config_file(file)["initialize"]}
+        base = "pretrain" if file.stem.endswith("pretrain") else "train"
+        with pytest.raises(ConfigValueError, match=r"found one process, wanted torchrun.*--nproc_per_node=N"):
+            self.run(monkeypatch, file.parents[1].name, base, {}, overlay)

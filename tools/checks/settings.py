@@ -10,6 +10,7 @@ import inspect
 import itertools
 import logging
 import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,6 +98,7 @@ def check_settings() -> None:
     if running is None:
         return
     config = running.values
+    _check_processes(config)
     parser = ConfigParser(copy.deepcopy(config))
     values = {}
     for name, key in KEYS.items():
@@ -117,6 +119,20 @@ def check_settings() -> None:
             _tell_mirroring(config, values["labels"], values.get("mirrored"), values["mirror_axes"])
         if "train" in config and isinstance(values.get("dataset_dir"), str):
             _check_file(values["dataset_dir"], values["labels"], values["label_map"], applies="checkpoint" in config)
+
+
+def _check_processes(config: Mapping[str, Any]) -> None:
+    """Refuse several processes that would each do all of the work, and a config for several that runs alone."""
+    shares = any(name in str(config.get("initialize")) for name in ("join_processes", "init_process_group"))
+    if shares and "RANK" not in os.environ:
+        wanted = "torchrun, as this config shares its work among processes"
+        remedy = "start it by torchrun --nproc_per_node=N -m monai.bundle run ..., or leave out the multi_gpu config"
+        raise ConfigValueError("the command", "one process", wanted, remedy)
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not shares and "LOCAL_RANK" in os.environ and count != "1":
+        wanted = "one, as this config does not share its work: each would do all of it"
+        remedy = "add configs/multi_gpu_train.yaml (or multi_gpu_pretrain.yaml) behind it, or leave out torchrun"
+        raise ConfigValueError("torchrun", f"{count} processes", wanted, remedy)
 
 
 def _is_light(name: str, config: Mapping[str, Any], above: tuple[str, ...] = ()) -> bool:
