@@ -15,6 +15,7 @@ from monai.transforms import (
     Invertd,
     LoadImaged,
     Orientationd,
+    RandCropByPosNegLabeld,
     RandFlipd,
     RandRotate90d,
     ScaleIntensityRanged,
@@ -27,6 +28,7 @@ from tools.transforms import (
     PlainSpacingd,
     RandMirrord,
     RandQuarterTurnd,
+    RandStructureCropd,
     TakeCentreSliced,
     keep_image,
 )
@@ -319,3 +321,24 @@ def test_without_a_flip_crops_are_passed_on_as_they_are():
     crop = make_pair()
     kept = RandMirrord(["image", "label"], prob=0.0)(crop)
     assert all(kept[key] is value for key, value in crop.items())
+
+
+@pytest.mark.parametrize(("label", "image"), [(0.0, -1000.0), (1.0, -1000.0), (0.0, 50.0)])
+def test_a_volume_with_neither_structure_nor_tissue_is_cropped_anywhere(label, image):
+    data = {"image": torch.full((1, 12, 12, 12), image), "label": torch.full((1, 12, 12, 12), label)}
+    options = {"label_key": "label", "spatial_size": (4, 4, 4), "num_samples": 3, "image_key": "image"}
+    crops = RandStructureCropd(["image", "label"], image_threshold=0.0, **options)(data)
+    assert [crop["image"].shape for crop in crops] == [(1, 4, 4, 4)] * 3
+
+
+def test_other_volumes_are_cropped_as_by_monai():
+    generator = torch.Generator().manual_seed(0)
+    data = {key: torch.rand(1, 12, 12, 12, generator=generator) for key in ("image", "label")}
+    data["label"] = (data["label"] > 0.9).float()
+    options = {"label_key": "label", "spatial_size": (4, 4, 4), "num_samples": 3, "image_key": "image"}
+    found, wanted = (
+        kind(["image", "label"], image_threshold=0.5, **options).set_random_state(3)(data)
+        for kind in (RandStructureCropd, RandCropByPosNegLabeld)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one["image"], other["image"])

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import Flip, LoadImaged, MapTransform, RandomizableTransform, RandRotate90d, Spacingd
+from monai.transforms import (
+    Flip,
+    LoadImaged,
+    MapTransform,
+    RandCropByPosNegLabeld,
+    RandomizableTransform,
+    RandRotate90d,
+    Spacingd,
+)
 from monai.utils import convert_to_dst_type
 
 from tools.errors import UnreadableScanError
@@ -65,6 +73,28 @@ class PlainSpacingd(Spacingd):
         """Return `data` with resampled volumes."""
         own = {key: data[key] for key in self.key_iterator(data)}
         return {**data, **super().__call__(own, lazy)}
+
+
+class RandStructureCropd(RandCropByPosNegLabeld):
+    """`RandCropByPosNegLabeld` that also takes a volume with neither a structure nor a voxel above the threshold.
+
+    Such are cases that are labelled empty and show nothing but air. MONAI's ends the training in mid-epoch; here crops
+    of them come from anywhere.
+    """
+
+    def randomize(
+        self,
+        label: torch.Tensor | None = None,
+        fg_indices: torch.Tensor | None = None,
+        bg_indices: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+    ) -> None:
+        """Draw the centres of the crops."""
+        if label is not None and image is not None:
+            threshold = self.cropper.image_threshold
+            if not bool((label > 0).any()) and not bool((image > threshold).any()):
+                image = None
+        super().randomize(label, fg_indices, bg_indices, image)
 
 
 class RandMirrord(RandomizableTransform, MapTransform):

@@ -223,6 +223,7 @@ def write_scans(folder: Path, count: int = 4) -> Path:
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no picture at the end of each training: it takes 0.4 s, and the trainings that are shared have theirs."""
     monkeypatch.setattr("tools.handlers.training.plot_learning_curve", lambda *_: None)
+    monkeypatch.setattr("tools.handlers.samples.plot_crops", lambda *_: None)
 
 
 @pytest.fixture

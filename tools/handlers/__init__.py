@@ -6,6 +6,7 @@ from tools.handlers.evaluation import DiceReport
 from tools.handlers.gradients import GradientClipping
 from tools.handlers.models import ModelReplacement, RunModel
 from tools.handlers.pretraining import ReconstructionPreview, SwinTransformerExport
+from tools.handlers.samples import SampleCheck
 from tools.handlers.training import EpochSeed, TrainingRecord
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ModelReplacement",
     "ReconstructionPreview",
     "RunModel",
+    "SampleCheck",
     "SwinTransformerExport",
     "TrainingCheckpoint",
     "TrainingRecord",
