@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from tools.bundles import BUNDLES, CARDS
+from tools.losses import DiceSoftmaxFocalLoss
 
 STEPS = 24  # of an epoch: the training cases of BTCV, one a step
 SMALL = {
@@ -144,11 +145,13 @@ TRAININGS: dict[tuple[str, str | None], dict[str, Any]] = {
     | {"epochs": 1000, "warm-up epochs": 50, "num_samples": 16, "val_interval": 50, "weight decay": 0.005}
     | RARELY_SHIFTED,
     ("voco_finetune", "flare22"): VOCO  # VoCo, Finetune/Flare22
+    | {"validation_cases": [f"{number:04}" for number in range(1, 11)]}
     | {"epochs": 3000, "warm-up epochs": 100, "num_samples": 16, "val_interval": 50, "weight decay": 0.005}
     | RARELY_SHIFTED,
     ("voco_finetune", "word"): VOCO  # VoCo, Finetune/Word
     | {"epochs": 200, "warm-up epochs": 5, "num_samples": 4, "val_interval": 10, "feature_size": 96},
     ("voco_finetune", "mmwhs"): VOCO  # VoCo, Finetune/MM-WHS
+    | {"validation_cases": ["1001", "1002", "1003", "1004"]}
     | {"epochs": 1000, "warm-up epochs": 50, "num_samples": 4, "val_interval": 50, "weight decay": 0.01}
     | {"amsgrad": True, "learning rate": 1e-3, "crop": [64, 64, 64], "window HU": (0, 1700), "mixed precision": False}
     | RARELY_SHIFTED,
@@ -187,6 +190,48 @@ def test_the_rate_warms_up_and_falls_along_a_cosine(bundle, recipe, warmup, tota
     steps = [0, 1, warmup // 2, warmup, warmup + 1, total // 3, total // 2, total - 1, total]
     expected = [compute_cosine(step, warmup, total) for step in steps]
     np.testing.assert_allclose(read_rates(parser, steps), expected, atol=1e-12)
+
+
+def test_the_rate_of_the_codes_btcv_rises_again_as_its_options_are_counted_in_steps():
+    """The formula of the code's scheduler: from step 3,000 on it runs on, with a period of 5,800 steps."""
+    overlay = BUNDLES / "voco_finetune" / "configs" / "recipes" / "btcv_schedule.yaml"
+    parser = parse("voco_finetune", "train", "cvpr", **SMALL["voco_finetune"])
+    parser.update(ConfigParser.load_config_file(overlay))
+    steps = 3000 * STEPS
+    rates = 3e-4 * read_rates(parser, range(steps + 1))
+    by_hand = [
+        3e-4 * (n / 100 if n < 100 else 0.5 * (1 + math.cos(math.pi * (n - 100) / 2900))) for n in range(steps + 1)
+    ]
+    np.testing.assert_allclose(rates, by_hand, atol=1e-12)
+    assert (int(rates[: 5 * STEPS].argmax()), int(rates[: 130 * STEPS].argmin())) == (100, 0)
+    assert rates[125 * STEPS] == pytest.approx(0, abs=1e-9)
+    again = [n for n in range(101, steps) if rates[n] > rates[n - 1] and rates[n] >= rates[n + 1]]
+    assert len(again) == 12
+    assert rates[again] == pytest.approx(3e-4)
+    assert rates[-1] == pytest.approx(3.1e-5, rel=0.02)
+
+
+def test_the_recipe_of_the_omni_code_has_its_values():
+    configs = BUNDLES / "voco_finetune" / "configs"
+    files = [configs / "train.yaml", configs / "omni.yaml", configs / "recipes" / "omni.yaml"]
+    parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+    small = SMALL["voco_finetune"] | {"optimizer#params": "$@network_def.parameters()"}
+    parser.update({"train#dataloader": list(range(STEPS)), "device": "cpu", **small})
+    optimizer = parser.get_parsed_content("optimizer")
+    assert {key: optimizer.defaults[key] for key in ("lr", "weight_decay", "amsgrad")} == {
+        "lr": 1e-4,
+        "weight_decay": 0.01,
+        "amsgrad": True,
+    }
+    assert list(parser.get_parsed_content("train#sampling")[-1].cropper.spatial_size) == [64, 64, 64]
+    assert parser["unlabelled_batch_size"] == 4
+    assert parser["shift_prob"] == 0.1
+    names = [step["_target_"].rpartition(".")[2] for step in parser["augmentation"]]
+    assert names == ["RandMirrord", "RandQuarterTurnd", "RandShiftIntensityd"]
+    assert parser["augmentation"][-1]["prob"] == 0.1
+    steps = [0, 2500, 5000, 1_002_500, 2_000_000]
+    expected = [compute_cosine(step, 5000, 2_000_000) for step in steps]
+    np.testing.assert_allclose(read_rates(parser, steps), expected, atol=1e-9)
 
 
 def test_the_rate_of_transseg_rises_for_20_steps_and_falls_along_a_line_to_0():
@@ -229,6 +274,7 @@ def test_the_recipe_of_transseg_has_its_network_split_and_augmentation():
     ]
     groups = {group["weight_decay"] for group in parse_optimizer(parser).param_groups}
     assert groups == {0.0, 0.05}
+    assert isinstance(parser.get_parsed_content("loss"), DiceSoftmaxFocalLoss)
     assert {key: parser[key] for key in ("learning_rate", "clip_norm", "batch_size", "num_samples", "loss_name")} == {
         "learning_rate": 3e-5,
         "clip_norm": 1.0,

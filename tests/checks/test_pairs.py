@@ -208,7 +208,8 @@ def test_a_class_that_no_case_has_is_told_by_its_name(tmp_path, caplog):
         voxels = np.zeros((8, 8, 8), np.int16)
         voxels[number] = (0, 205, 421)[number]
         for kind in ("image", "label"):
-            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{kind}{number}.nii.gz")
+            content = voxels if kind == "label" else voxels + 1
+            nib.save(nib.Nifti1Image(content, np.eye(4)), tmp_path / f"{kind}{number}.nii.gz")
         datalist.append({kind: str(tmp_path / f"{kind}{number}.nii.gz") for kind in ("image", "label")})
     label_map, labels = {0: 0, 205: 1, 420: 2, 421: 2, 500: 3}, ["background", "a", "b", "lesion"]
     check_dataset(datalist, label_map, labels=labels)
@@ -232,3 +233,37 @@ def test_a_damaged_file_of_a_pair_is_refused_before_training(name, damage, told,
     with pytest.raises(UnreadableScanError) as caught:
         check_pair(paths["image"], paths["label"], VALUES)
     assert_readable(caught.value, paths[name], told, "again")
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "told"),
+    [
+        ([(1, 2, 3)], [(1, 2, 3)], []),
+        ([(1, 2)], [(1, 2, 3)], ["lesion is in none of 1 cases for training, only in those for validation: it cannot"]),
+        (
+            [(1, 2, 3)],
+            [(1, 2), (1,)],
+            ["lesion is in none of 2 cases for validation: it is learned, and its Dice is not"],
+        ),
+        ([(1, 2)], [(1, 2)], ["lesion is in none of 2 cases: nothing can be learned or measured of it"]),
+        ([(1, 2)], [], ["lesion is in none of 1 cases: nothing can be learned or measured of it"]),
+    ],
+)
+def test_classes_that_only_training_or_validation_has_are_told(write_scan, caplog, training, validation, told):
+    cases = [
+        [{"image": write_scan(f"i{part}{n}.nii.gz"), "label": write_scan(f"l{part}{n}.nii.gz", make_label(*values))}
+         for n, values in enumerate(listed)]
+        for part, listed in enumerate((training, validation))
+    ]  # fmt: skip
+    check_dataset(cases[0], VALUES, labels=["background", "a", "b", "lesion"], validation=cases[1])
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == len(told)
+    assert all(one.startswith(other) for one, other in zip(found, told, strict=True))
+
+
+def test_an_image_that_is_its_own_label_is_refused(write_scan):
+    voxels = make_label(1, 2, 3)
+    with pytest.raises(LabelValueError, match="the same voxels as the image"):
+        check_pair(write_scan("a.nii.gz", voxels), write_scan("b.nii.gz", voxels.astype(np.int16)), VALUES)
+    empty = np.zeros_like(voxels)  # air, labelled so
+    check_pair(write_scan("a.nii.gz", empty), write_scan("b.nii.gz", empty), VALUES)

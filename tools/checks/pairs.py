@@ -49,11 +49,14 @@ def check_pair(
     """
     image, label = Scan(image_path, num_channels), Scan(label_path)
     check_same_grid(image, label)
-    image.read(scaled=False)  # a damaged one shall not end the training in its tenth epoch
+    grey = image.read()  # a damaged one shall not end the training in its tenth epoch
     voxels = label.read()
     if voxels.dtype.kind == "f":
         whole_voxels = np.rint(voxels)
         voxels = np.where(np.abs(voxels - whole_voxels) <= _WHOLE, whole_voxels, voxels)
+    if voxels.any() and voxels.shape == grey.shape and np.array_equal(voxels, grey):
+        found = "the same voxels as the image"
+        raise LabelValueError(label_path, found, "classes", "give the label that belongs to the image")
     allowed = sorted({int(value) for value in label_values})
     unknown = voxels[~np.isin(voxels, allowed)]
     if unknown.size:
@@ -80,6 +83,7 @@ def check_dataset(
     num_workers: int = 2,
     num_channels: int = 1,
     labels: Sequence[str] = (),
+    validation: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Run `check_pair` over a data set, report all problems at once, and warn of classes that no case has.
 
@@ -89,6 +93,8 @@ def check_dataset(
         num_workers: threads; decompression, most of the work, runs outside the interpreter lock.
         num_channels: how many volumes each image must hold.
         labels: names of the classes, for the warning.
+        validation: further entries, which are validated; classes that only these have are told, and those that they
+            lack.
 
     Raises:
         EmptyDatasetError: if there is no entry.
@@ -96,21 +102,31 @@ def check_dataset(
         ToolsError: what `check_pair` raises, if one case is bad.
         DatasetError: if several are; the first is in the text, each of the others is logged at level ERROR.
     """
-    if not datalist:
+    entries = [*datalist, *validation]
+    if not entries:
         raise EmptyDatasetError("the data set", "no case", "at least one", "correct --dataset_dir")
     find = partial(_check_entry, label_values=label_values, num_channels=num_channels)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        found = pool.map(find, datalist)
+        found = pool.map(find, entries)
         # a short check should not leave a bar on the screen: it is shown after 2 s only
-        shown = tqdm(found, "checking data set", len(datalist), unit="case", delay=2, disable=len(datalist) <= 20)
+        shown = tqdm(found, "checking data set", len(entries), unit="case", delay=2, disable=len(entries) <= 20)
         outcomes = list(shown)
     problems = [outcome for outcome in outcomes if isinstance(outcome, ToolsError)]
     if not problems:
-        present = set().union(*(outcome for outcome in outcomes if isinstance(outcome, set)))
         classes = label_values if isinstance(label_values, Mapping) else {value: value for value in label_values}
-        for number in sorted({*classes.values()} - {classes[value] for value in present}):
+        present = [{classes[value] for value in outcome} for outcome in outcomes if isinstance(outcome, set)]
+        learned, measured = (set().union(*part) for part in (present[: len(datalist)], present[len(datalist) :]))
+        for number in sorted({*classes.values()}):
             name = labels[number] if number < len(labels) else f"class {number}"
-            logger.warning("%s is in none of %d cases: nothing can be learned or measured of it", name, len(datalist))
+            if number not in learned | measured:
+                told = "%s is in none of %d cases: nothing can be learned or measured of it"
+                logger.warning(told, name, len(entries))
+            elif validation and datalist and number not in learned:
+                told = "%s is in none of %d cases for training, only in those for validation: it cannot be learned"
+                logger.warning(told, name, len(datalist))
+            elif validation and number not in measured:
+                told = "%s is in none of %d cases for validation: it is learned, and its Dice is not defined"
+                logger.warning(told, name, len(validation))
         return
     first, *others = problems
     if not others:
@@ -119,7 +135,7 @@ def check_dataset(
         logger.error("%s", other)
     raise DatasetError(
         first.subject,
-        f"{first.found} (the first of {len(problems)} bad cases among {len(datalist)})",
+        f"{first.found} (the first of {len(problems)} bad cases among {len(entries)})",
         first.wanted,
         f"{first.remedy}, and see the log for the other {len(others)}",
     ) from first

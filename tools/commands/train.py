@@ -19,6 +19,7 @@ from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
 from tools.datasets.datalists import locate_source, name_values
 from tools.datasets.scans import make_absolute
+from tools.datasets.sides import list_sided
 from tools.errors import ConfigValueError, MissingFileError, spell_option
 from tools.models import find_model
 from tools.scans import ScanFacts, read_facts
@@ -199,6 +200,7 @@ def describe_dataset(source: Path, cases: Sequence[Mapping[str, str]], labels: S
         "label_map": {value: value for value in range(len(names))},
         "validation_cases": [],
         "in_channels": in_channels,
+        **({"mirrored": None} if list_sided(names) else {}),  # for its owner to say
         "orientation": "RAS",
         "pixdim": spacing,
         "roi_size": [min(_LARGEST_CROP, math.ceil(size / _CROP_STEP) * _CROP_STEP) for size in sizes],
