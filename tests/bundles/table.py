@@ -9,7 +9,12 @@ from typing import Any
 
 SCHEDULE = {"epochs": 2, "checkpoint_interval": 1, "num_workers": 0, "learning_rate": 0.001}
 # another orientation, spacing and other names than those of the bundles, so that whoever forgets one is noticed
-LABELS = {"labels": ["background", "ball", "shell"], "orientation": "LPS", "pixdim": [1.0, 1.0, 2.0], "val_interval": 2}
+LABELS = {
+    "labels": ["background", "Bäll, 1", "N/A"],
+    "orientation": "LPS",
+    "pixdim": [1.0, 1.0, 2.0],
+    "val_interval": 2,
+}
 TINY_SWIN = {"feature_size": 12, "window_size": [2, 2, 2]}
 # 32 x 32 x 64 is the smallest crop of a Swin UNETR: deeper than 1 x 1 x 2 there is nothing to normalize over
 SWIN = SCHEDULE | LABELS | TINY_SWIN | {"roi_size": [32, 32, 64], "warmup_epochs": 1, "batch_size": 2, "num_samples": 1}

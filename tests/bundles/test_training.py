@@ -9,6 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from table import TRAININGS
 
 from tools.__main__ import tools
 from tools.bundles import BUNDLES
+from tools.errors import find_cause
 from tools.labelling.models import place_bundles
 
 # what all bundles share of a training's life: of two of them in each commit
@@ -65,7 +67,7 @@ def test_the_folder_of_a_training_is_its_model_for_evaluation_and_inference(trai
     label = np.asanyarray(nib.load(trained.dataset / "labelsTr" / "case_4.nii.gz").dataobj)
     segmentation = np.asanyarray(image.dataobj)
     assert {*np.unique(segmentation)} <= {*values}
-    for number, name in ((1, "ball"), (2, "shell")):
+    for number, name in ((1, "Bäll, 1"), (2, "N/A")):
         found, wanted = segmentation == values[number], label == values[number]
         overlap = 2 * np.sum(found & wanted) / (np.sum(found) + np.sum(wanted))
         assert overlap == pytest.approx(evaluation["per_case"]["case_4.nii.gz"][name], abs=1e-4)
@@ -240,3 +242,27 @@ def test_inference_runs_from_the_repository_and_from_the_bundle(place, trained, 
     np.testing.assert_array_equal(image.affine, source.affine)
     assert (tmp_path / "case_0_seg.png").stat().st_size > 1000
     assert json.loads((tmp_path / "run.json").read_text())["scans"]["case_0"]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            {"overlpa": 0.9},
+            "overlpa: found a key that nothing reads, wanted a key of the config; did you mean overlap.",
+        ),
+        ({"overlap": 1.5}, "overlap: found 1.5, wanted a number from 0 to less than 1"),
+        ({"dataset_dir": "/nowhere"}, "/nowhere: found no such file or folder"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_from_python_a_mistake_is_the_sentence_of_the_command_line(overrides, words, tmp_path):
+    """An exception that nobody handles ends the program with it, see tests/test_errors.py."""
+    root = BUNDLES / "unetr_btcv"
+    values = {"bundle_root": str(root), "output_dir": str(tmp_path / "out"), "dataset_dir": str(tmp_path)} | overrides
+    weights = root / "models" / "msd04_hippocampus.yaml"
+    files = [str(root / "configs" / "inference.yaml"), str(weights)]
+    with pytest.raises(RuntimeError) as caught:
+        monai.bundle.run(config_file=files, **values)
+    assert str(find_cause(caught.value)).startswith(words)
+    assert not (tmp_path / "out").exists()

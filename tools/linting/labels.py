@@ -65,8 +65,8 @@ def _check_table(config: MergedConfig) -> Iterator[Finding]:
         if first != index:
             found = f"{label} for label {index} and label {first}"
             yield config.report(f"labels::{index}", found, "names that differ in lower case", "rename one of them")
-        if label != label.lower() or label != label.strip() or not label:
-            wanted = f"{show(label.lower().strip()) or 'a name'}: MONAI Label writes names in lower case"
+        if label != label.strip() or not label:
+            wanted = f"{show(label.strip()) or 'a name'}"
             yield config.report(f"labels::{index}", show(label) or "no name", wanted, "correct it")
     if labels and labels[0] != "background":
         yield config.report("labels::0", labels[0], "background", "put background first")
