@@ -37,6 +37,7 @@ from tools.handlers import (
     TrainingRecord,
     pretraining,
 )
+from tools.handlers.evaluation import measure_offset_mm
 from tools.weights import read_checkpoint, read_state_dict
 
 LABELS = ["background", "ball", "shell"]
@@ -633,6 +634,33 @@ def test_cases_of_the_same_name_are_told_apart(tmp_path, full):
     report = evaluate(tmp_path, {"x/ct.nii.gz": (full, full), "y/ct.nii.gz": (torch.zeros_like(full), full)})
     assert report["per_case"]["x/ct.nii.gz"]["ball"] == 1
     assert report["per_case"]["y/ct.nii.gz"]["ball"] == 0
+
+
+def test_predictions_that_lie_beside_their_references_are_told(tmp_path, full, caplog):
+    caplog.set_level("INFO")
+    moved = torch.roll(full, (0, 1), dims=(0, 1))
+    moved[:, 0] = 0  # one voxel to the front, a fourth cut off at the back
+    report = evaluate(tmp_path, {"a.nii": (full, full), "b.nii": (moved, full)})
+    places = [torch.nonzero(label).double().mean(dim=0) for label in (moved, full)]
+    shift = (places[0] - places[1]).numpy()
+    assert shift[1] > 0.2
+    np.testing.assert_allclose(report["offset_mm"]["mean"], shift / 2)
+    np.testing.assert_allclose(report["offset_mm"]["standard_error"], np.abs(shift) / 2)  # of 0 and shift
+    assert "centres beside those of the references, to the right, front and head: " in caplog.text
+
+
+def test_the_offset_is_in_mm_along_the_axes_of_the_patient():
+    classes = torch.zeros(2, 8, 8, 8)
+    classes[1, 2:4, 2:4, 2:4] = 1
+    affine = torch.tensor([[0.0, -2, 0, 5], [1.5, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]], dtype=torch.float64)
+    moved = torch.roll(classes, (1, 2, 3), dims=(1, 2, 3))  # 1.5 mm to the front, 4 mm to the left, 9 mm to the head
+    offset = measure_offset_mm(moved, MetaTensor(classes, affine))
+    np.testing.assert_allclose(offset, [-4, 1.5, 9])
+    assert measure_offset_mm(torch.zeros(2, 8, 8, 8), classes) is None
+
+
+def test_one_case_has_no_standard_error(tmp_path, full):
+    assert evaluate(tmp_path, {"a.nii": (full, full)})["offset_mm"] is None
 
 
 @pytest.mark.parametrize(("dice", "epoch"), [([0.5, 0.8, 0.6], 2), ([], 3)], ids=["validated", "not validated"])
