@@ -48,7 +48,16 @@ class LoadScand(LoadImaged):
     """`LoadImaged` for NIfTI files by `ScanReader` alone, which says in a sentence what is wrong with a file.
 
     A reader that is only registered is one of several for MONAI: where it refuses a file, the others are tried.
+
+    Args:
+        keys: of the files.
+        num_channels: of an image; labels have one.
+        allow_missing_keys: whether a key may be missing.
     """
+
+    def __init__(self, keys: Sequence[str] | str, num_channels: int = 1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self.num_channels = num_channels
 
     def __call__(
         self, data: Mapping[Hashable, str | Path], reader: ImageReader | None = None
@@ -59,7 +68,7 @@ class LoadScand(LoadImaged):
             MissingFileError: if a file does not exist.
             UnreadableScanError: if it is no sound NIfTI volume.
         """
-        return super().__call__(data, reader or ScanReader())
+        return super().__call__(data, reader or ScanReader(self.num_channels))
 
 
 class PlainSpacingd(Spacingd):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tools.channels import list_channel_files
 from tools.models import Model, spell_extent
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def fits(model: Model, scan: ScanFacts) -> str | None:
             return f"is for CT in Hounsfield units, and the intensities, {span}, are none"
         return f"is for {modality}, and the intensities look like {scan.modality}"
     wanted, found = model.config.get("in_channels", 1), math.prod(scan.shape[3:])
+    if found == 1 and wanted != 1:
+        found = len(list_channel_files(scan.path, wanted))
     if wanted != found:
         return f"takes {wanted} volumes in a file, and there are {found}"
     return model.compare_extent(scan.extent_mm)

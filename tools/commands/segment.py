@@ -61,8 +61,10 @@ def prepare(
     Raises:
         ToolsError: if the call cannot be understood; nothing is written then.
     """
-    scans, start = list_inputs(inputs), time.monotonic()
+    start, scans = time.monotonic(), list_inputs(inputs)
     chosen = find_model(model) if model is not None else choose_for(scans)
+    if (num_channels := chosen.config.get("in_channels", 1)) != 1:
+        scans = list_inputs(inputs, num_channels)
     if model is not None and not force:
         require_fit(chosen, scans)
     output = make_absolute(output_dir)
@@ -91,12 +93,12 @@ def prepare(
     return run
 
 
-def list_inputs(inputs: Sequence[str]) -> list[str]:
-    """Return the scans of files and folders, each once."""
+def list_inputs(inputs: Sequence[str], num_channels: int = 1) -> list[str]:
+    """Return the scans of files and folders, each once; of several channels the first file."""
     if not inputs:
         raise ConfigValueError("--input", "nothing", "a scan or a folder of scans", "give -i SCAN_OR_FOLDER")
     with spell_option("--dataset_dir", "--input"):
-        found = [entry["image"] for place in inputs for entry in list_scans(place)]
+        found = [entry["image"] for place in inputs for entry in list_scans(place, num_channels=num_channels)]
     return list(dict.fromkeys(found))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tools.bundles import locate_bundle, locate_card, run_bundle
 from tools.catalogue import read_catalogue
+from tools.channels import list_channel_files
 from tools.configs.files import RUN_OVERLAY, read_config
 from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
@@ -178,7 +179,7 @@ def describe_dataset(source: Path, cases: Sequence[Mapping[str, str]], labels: S
     spacing = [float(f"{statistics.median(_orient(scan)[axis] for scan in facts):.3g}") for axis in range(3)]
     extents = [scan.extent_mm for scan in facts]
     sizes = [statistics.median(extent[axis] for extent in extents) / spacing[axis] for axis in range(3)]
-    in_channels = math.prod(facts[0].shape[3:])
+    in_channels = math.prod(facts[0].shape[3:]) * len(list_channel_files(facts[0].path))
     window = {"_target_": "ScaleIntensityRanged", "keys": "image", "b_min": 0.0, "b_max": 1.0, "clip": True}
     intensity = {
         "CT": window | {"a_min": -175, "a_max": 250},  # HU, that of BTCV: soft tissue

@@ -12,6 +12,8 @@ from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
+from tools.channels import list_channel_files
+
 
 class DiskDataset(PersistentDataset):
     """MONAI's `PersistentDataset` that never takes what was prepared of other files or in another way.
@@ -54,6 +56,6 @@ def _identify(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_identify(item) for item in value]
     if isinstance(value, (str, Path)) and Path(value).is_file():
-        stat = Path(value).stat()
-        return [str(value), stat.st_size, stat.st_mtime_ns]
+        stats = [(file, file.stat()) for file in list_channel_files(value)]
+        return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return value

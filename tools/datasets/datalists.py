@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,7 @@ def _pair_folders(folder: Path) -> list[dict[str, str]]:
             "a dataset.json or these folders",
             "correct --dataset_dir",
         )
+    images = _take_first_channels(images, labels)
     # BTCV calls the label of img0001 label0001
     names = {case: case if case in labels else re.sub(r"\Aimg", "label", case) for case in images}
     if lonely := [images[case] for case, name in names.items() if name not in labels]:
@@ -210,6 +211,12 @@ def _pair_folders(folder: Path) -> list[dict[str, str]]:
     if unused := labels.keys() - set(names.values()):
         logger.warning("%s: %d labels have no image and are not used", folder / label_name, len(unused))
     return [{"image": str(images[case]), "label": str(labels[name])} for case, name in names.items()]
+
+
+def _take_first_channels(images: dict[str, Path], labels: Collection[str]) -> dict[str, Path]:
+    """Return images without the files x_0001, x_0002, ... of a case x whose label is called x, as nnU-Net has them."""
+    bases = {case: match[1] for case in images if (match := re.fullmatch(r"(.+)_\d{4}", case)) and case not in labels}
+    return {case: path for case, path in images.items() if bases.get(case) not in images.keys() & {*labels}}
 
 
 def _index_cases(folder: Path) -> dict[str, Path]:

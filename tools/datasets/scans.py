@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tools.channels import drop_further_channels
 from tools.errors import DatalistError, EmptyDatasetError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,9 @@ def name_case(path: str | Path) -> str:
 
 
 def list_scans(
-    dataset_dir: str | Path | None = None, datalist: Sequence[str | Mapping[str, str]] | str | None = None
+    dataset_dir: str | Path | None = None,
+    datalist: Sequence[str | Mapping[str, str]] | str | None = None,
+    num_channels: int = 1,
 ) -> list[dict[str, str]]:
     """Return the scans to segment; `datalist` wins over `dataset_dir`.
 
@@ -38,6 +41,7 @@ def list_scans(
         dataset_dir: a folder whose `.nii` and `.nii.gz` files are taken (not those of its sub-folders; `scan2`
             comes before `scan10`), or one scan.
         datalist: paths, or mappings with `image`, or one path.
+        num_channels: how many the network takes; of several, x_0000.nii.gz stands for x_0001.nii.gz and so on, too.
 
     Returns:
         Entries `{"image": path}` with absolute paths, without repetitions. Scans of a folder are listed by name alone,
@@ -52,6 +56,7 @@ def list_scans(
         scans = _list_given(datalist)
     elif dataset_dir is not None:
         scans = _list_found(make_absolute(dataset_dir))
+        scans = drop_further_channels(scans) if num_channels > 1 else scans
     else:
         raise MissingFileError(
             "--dataset_dir and --datalist",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools import __version__
+from tools.channels import list_channel_files
 from tools.checks import check_model_settings, find_oddities
 from tools.configs import list_keys, read_running
 from tools.configs.keys import Role
@@ -141,7 +143,7 @@ class ScanSegmenter:
         with logging_redirect_tqdm(), bar:
             for number, (name, scan) in enumerate(zip(names, self.scans, strict=True), start=1):
                 bar.set_description(name)
-                source = _identify(scan["image"])
+                source = _identify(scan["image"], self.num_channels)
                 done = report["scans"].get(name, {})
                 if not self.overwrite and self._is_done(name, done, scan["image"]):
                     logger.info("%s: done already, skipped (--overwrite True would segment it again)", name)
@@ -168,7 +170,7 @@ class ScanSegmenter:
                         raise
                     logger.error("%s: %s", name, failures[name], exc_info=None if find_cause(error) else error)
                 if entry["state"] == "done":
-                    source["sha256"] = compute_sha256(scan["image"])
+                    source["sha256"] = _hash(scan["image"], self.num_channels)
                 self._note(report, name, entry | {"source": source})
                 bar.update()
         self._log_summary(report, names)
@@ -214,9 +216,9 @@ class ScanSegmenter:
         written = [self.writer.locate(name), *(writer.locate(name) for writer in self.probability_writers)]
         if done.get("state") != "done" or not all(file.is_file() for file in written):
             return False
-        source, now = done.get("source", {}), _identify(path)
+        source, now = done.get("source", {}), _identify(path, self.num_channels)
         same = all(source.get(key) == now[key] for key in ("bytes", "modified_ns"))
-        return same or (source.get("bytes") == now["bytes"] and source.get("sha256") == compute_sha256(path))
+        return same or (source.get("bytes") == now["bytes"] and source.get("sha256") == _hash(path, self.num_channels))
 
     def _complete(self, report: dict[str, Any], name: str, done: Mapping[str, Any], path: str) -> None:
         """Make what is asked for beside a segmentation that is there: numbers and picture need no network."""
@@ -378,14 +380,19 @@ class ScanSegmenter:
             logger.info("peak memory %.1f GB", memory_gb)
 
 
-def _identify(path: str) -> dict[str, Any]:
-    file = Path(path)
-    stat = file.stat() if file.is_file() else None
+def _identify(path: str, num_channels: int) -> dict[str, Any]:
+    stats = [file.stat() for file in list_channel_files(path, num_channels) if file.is_file()]
     return {
-        "file": str(file.resolve()),
-        "bytes": stat.st_size if stat else None,
-        "modified_ns": stat.st_mtime_ns if stat else None,
+        "file": str(Path(path).resolve()),
+        "bytes": sum(stat.st_size for stat in stats) if stats else None,
+        "modified_ns": max(stat.st_mtime_ns for stat in stats) if stats else None,
     }
+
+
+def _hash(path: str, num_channels: int) -> str:
+    """Return the SHA-256 of a scan, of several files that of theirs."""
+    hashes = [compute_sha256(file) for file in list_channel_files(path, num_channels)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _name_preview(segmentation_path: Path) -> Path:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tools.errors import GeometryMismatchError
-from tools.scans.scan import Scan
+
+if TYPE_CHECKING:
+    from tools.scans.scan import Scan
 
 _LARGEST_SHIFT = 0.5  # voxels; rounding in files passes
 

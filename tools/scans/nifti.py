@@ -18,6 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from tools.channels import list_channel_files
 from tools.errors import MissingFileError, UnreadableScanError
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def check_scan(path: str | Path, num_channels: int | None = 1, *, need_contrast:
         logger.warning("%s: found %s; expect an empty result", path, found)
 
 
-def load_scan(path: str | Path) -> nib.Nifti1Image:
+def load_scan(path: str | Path, num_channels: int = 1) -> nib.Nifti1Image:
     """Return a scan with its voxels in memory, `(H, W, D)` or `(H, W, D, C)`, and its grid in mm.
 
     The place of the voxels is what the file says: the sform if its code is above 0, else the qform, else the spacing
@@ -146,7 +147,8 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     checksum of a compressed one compared.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
+        path: a `.nii` or `.nii.gz` file, or the first of several with a channel each, see `list_channel_files`.
+        num_channels: how many the network takes.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -155,6 +157,11 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     image = read_header(path, num_channels=None)
     voxels = read_voxels(path, image)
     voxels = voxels.reshape(*image.shape[:3], -1)  # ITK writes channels as the fifth axis
+    for file in list_channel_files(path, num_channels)[1:]:
+        further = read_voxels(file, read_header(file))
+        if further.size != voxels[..., 0].size:  # that they lie on one grid is checked by `Scan`
+            raise UnreadableScanError(file, f"the shape {further.shape}", f"{voxels.shape[:3]}", "resample it")
+        voxels = np.concatenate([voxels, further.reshape(*voxels.shape[:3], 1)], axis=-1)
     voxels = voxels[..., 0] if voxels.shape[3] == 1 else voxels
     loaded = type(image)(voxels, find_affine_mm(image), image.header)
     loaded.header.set_xyzt_units("mm", "sec")

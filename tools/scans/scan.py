@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from tools.channels import list_channel_files
 from tools.errors import GeometryMismatchError
-from tools.files import compute_sha256, write_atomically
+from tools.files import write_atomically
+from tools.scans.grids import check_same_grid
 from tools.scans.nifti import find_affine_mm, get_unit_mm, read_header, read_voxels
 
 
@@ -21,9 +22,10 @@ class Scan:
     """A NIfTI volume whose header is sound; its voxels are read when they are asked for.
 
     Attributes:
-        path: the file.
+        path: the file, the first one of several.
+        files: all of them.
         shape: voxels along the three axes of the file.
-        num_channels: how many volumes the file holds.
+        num_channels: how many volumes they hold.
         dtype: of the voxels in the file.
         unit_mm: length of the unit of the header.
         affine_mm: from voxels to mm, right, front and head being positive: the sform if its code is above 0, else the
@@ -32,30 +34,30 @@ class Scan:
         orientation: where the axes point to, such as RAS.
 
     Args:
-        path: a `.nii` or `.nii.gz` file, NIfTI-1 or NIfTI-2.
-        num_channels: how many volumes the file must hold, None for any number; axes of length 1 behind the third are
-            ignored.
+        path: a `.nii` or `.nii.gz` file, NIfTI-1 or NIfTI-2, or the first of several, see `list_channel_files`.
+        num_channels: how many volumes the scan must hold, None for any number in this one file; axes of length 1 behind
+            the third are ignored.
 
     Raises:
         MissingFileError: if there is no such file.
         UnreadableScanError: if it is no NIfTI file of 3D scalar volumes with a usable grid, or ends too early.
+        GeometryMismatchError: if several files do not lie on the same grid.
     """
 
     def __init__(self, path: str | Path, num_channels: int | None = 1) -> None:
         self.path = Path(path)
-        self._image = image = read_header(self.path, num_channels)
+        self.files = list_channel_files(self.path, num_channels or 1)
+        self._image = image = read_header(self.path, num_channels if len(self.files) == 1 else 1)
         self.shape: tuple[int, int, int] = tuple(map(int, image.shape[:3]))  # type: ignore[assignment]
-        self.num_channels = math.prod(map(int, image.shape[3:]))
+        self.num_channels = math.prod(map(int, image.shape[3:])) * len(self.files)
         self.dtype: np.dtype = image.header.get_data_dtype()
         self.unit_mm = get_unit_mm(image)
         self.affine_mm = find_affine_mm(image)
         self.spacing_mm = np.linalg.norm(self.affine_mm[:3, :3], axis=0)
         self.orientation = "".join(nib.aff2axcodes(image.affine))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The SHA-256 of the file."""
-        return compute_sha256(self.path)
+        self._others = [Scan(file) for file in self.files[1:]]
+        for other in self._others:
+            check_same_grid(self, other)
 
     @property
     def has_orientation(self) -> bool:
@@ -78,6 +80,9 @@ class Scan:
         Raises:
             UnreadableScanError: if the file ends early or is damaged.
         """
+        if self._others:
+            parts = [read_voxels(self.path, self._image, scaled).reshape(self.shape)]
+            return np.stack([*parts, *(other.read(scaled) for other in self._others)], axis=-1)
         voxels = read_voxels(self.path, self._image, scaled)
         return voxels.reshape(self.shape if self.num_channels == 1 else (*self.shape, self.num_channels))
 
