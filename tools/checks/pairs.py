@@ -49,7 +49,7 @@ def check_pair(
     """
     image, label = Scan(image_path, num_channels), Scan(label_path)
     check_same_grid(image, label)
-    grey = image.read()  # a damaged one shall not end the training in its tenth epoch
+    grey = image.read(scaled=False)  # a damaged one shall not end the training in its tenth epoch
     voxels = label.read()
     if voxels.dtype.kind == "f":
         whole_voxels = np.rint(voxels)

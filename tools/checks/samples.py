@@ -49,7 +49,7 @@ def read_prepared(dataset: Dataset, num_classes: int, limit_s: float = _LIMIT_S)
     start, names, counts, in_air = time.monotonic(), [], [], []
     for index, item in _iterate(dataset):
         image, label = (_strip(item[key]) for key in ("image", "label"))
-        counts.append(torch.bincount(label.flatten().long(), minlength=num_classes)[:num_classes].numpy())
+        counts.append(torch.bincount(label.flatten().int(), minlength=num_classes)[:num_classes].numpy())
         structure = (label > 0).expand(1, *label.shape[1:])[0]
         inside = image[0][structure]
         in_air.append(float((inside <= image[0].min()).float().mean()) if inside.numel() else np.nan)
