@@ -60,6 +60,17 @@ MUTANTS = [
     Mutant("tools/scans/scan.py", "extent[nib.io_orientation(self.affine_mm)[:, 0].astype(int)] =", "extent[:] ="),
     Mutant("tools/inference/progress.py", "/ step) + 1)", "/ step))"),
     Mutant("tools/reports/statistics.py", "for end in (0, -1)", "for end in (0,)"),
+    # what training sees
+    Mutant("tools/datasets/sides.py", 'if letter in "RL"', 'if letter in "AP"'),
+    Mutant("tools/datasets/caching.py", "[str(file), stat.st_size, stat.st_mtime_ns]", "[str(file), stat.st_size]"),
+    Mutant("tools/transforms.py", "len(self._flipped) % 2 == 1", "len(self._flipped) >= 1"),
+    Mutant("tools/inference/mirroring.py", "if self.classes and len(dims) % 2 else", "if self.classes else"),
+    Mutant("tools/handlers/training.py", "[self.seed, self.epoch, index]", "[self.seed, index]"),
+    Mutant("tools/handlers/evaluation.py", "(centres[0] - centres[1])", "(centres[1] - centres[0])"),
+    Mutant("tools/checks/samples.py", "if share > _MOSTLY", "if share < _MOSTLY"),
+    Mutant("tools/channels.py", "if name is None or num_channels == 1:", "if name is None:"),
+    Mutant("tools/losses.py", "use_softmax=True", "use_softmax=False"),
+    Mutant("bundles/inflated_vit_seg/configs/train.yaml", "nearest-exact], anti_aliasing", "nearest], anti_aliasing"),
     # the ground rooms
     Mutant(
         "tools/errors.py", 'and "can\'t allocate memory" in str(error)', 'and "cannot allocate memory" in str(error)'

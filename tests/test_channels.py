@@ -16,9 +16,9 @@ from monai.transforms import Compose
 from tools.__main__ import tools
 from tools.bundles import BUNDLES
 from tools.channels import drop_further_channels, list_channel_files
-from tools.checks import check_dataset
+from tools.checks import check_dataset, select_readable
 from tools.commands.train import describe_dataset
-from tools.datasets import DiskDataset, list_scans, read_datalist
+from tools.datasets import DiskDataset, list_scans, list_unlabelled, read_datalist
 from tools.errors import GeometryMismatchError, MissingFileError, UnreadableScanError
 from tools.scans import Scan
 
@@ -99,6 +99,14 @@ def test_a_data_set_of_nnunet_is_paired_by_cases(dataset, listed):
         assert image.name == label.name.replace(".nii.gz", "_0000.nii.gz")
     check_dataset(training, [0, 1], num_channels=2, validation=validation)
     assert describe_dataset(dataset, training, ["background", "a"])["in_channels"] == 2
+
+
+def test_a_pretraining_takes_each_scan_once(dataset):
+    scans = list_unlabelled(dataset / "imagesTr", num_channels=2)
+    assert [Path(scan["image"]).name for scan in scans] == [f"case_{number:02}_0000.nii.gz" for number in range(5)]
+    assert select_readable(scans, num_channels=2) == scans
+    held_back = list_unlabelled(dataset, ["case_01"], num_channels=2)
+    assert len(held_back) == 4
 
 
 def test_images_whose_own_name_has_a_label_stay_cases(tmp_path):

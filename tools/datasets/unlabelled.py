@@ -33,6 +33,7 @@ def list_unlabelled(
     dataset_dir: str | Path | Sequence[str | Path] | None,
     held_back: Sequence[str] = (),
     option: str = "--dataset_dir",
+    num_channels: int = 1,
 ) -> list[dict[str, str]]:
     """Return the scans of one or several sources, each file once; none of them is opened.
 
@@ -46,6 +47,7 @@ def list_unlabelled(
         held_back: names of validation cases, as for `read_datalist`; they are left out of every source, also of a
             `dataset.json` with a validation list of its own.
         option: what gave the sources, for messages.
+        num_channels: how many the network takes; of several, x_0000.nii.gz stands for x_0001.nii.gz and so on, too.
 
     Returns:
         Entries `{"image": path}` with absolute paths.
@@ -61,8 +63,9 @@ def list_unlabelled(
     training: Cases = []
     validation: Cases = []
     for source in sources:
-        for cases, part in zip((training, validation), _split_source(source, held_back, option), strict=True):
-            cases += part
+        kept, held = _split_source(source, held_back, option, num_channels)
+        training += kept
+        validation += held
     barred = {Path(case["image"]).resolve() for case in validation}
     unique: dict[Path, str] = {}
     for case in training:
@@ -101,7 +104,9 @@ def split_unlabelled(scans: Sequence[dict[str, str]], section: str) -> list[dict
     raise ConfigValueError("section", repr(section), "training or validation", "correct it in the config")
 
 
-def _split_source(source: str | Path | None, held_back: Sequence[str], option: str) -> tuple[Cases, Cases]:
+def _split_source(
+    source: str | Path | None, held_back: Sequence[str], option: str, num_channels: int
+) -> tuple[Cases, Cases]:
     """Return the cases of one source that may be used and those that may not."""
     path = locate_source(source, option)
     sections = read_sections(path, need_labels=False) if path.is_file() else {}
@@ -109,7 +114,7 @@ def _split_source(source: str | Path | None, held_back: Sequence[str], option: s
         cases = sections.get("training", [])
         labelled = any("label" in case for case in cases)
     else:
-        cases, labelled = _find_cases(path if path.is_dir() else path.parent)
+        cases, labelled = _find_cases(path if path.is_dir() else path.parent, num_channels)
     kept, barred = [], sections.get("validation", [])
     if labelled and "validation" not in sections:
         split = split_cases(cases, held_back, path, must_match=False)
@@ -120,9 +125,9 @@ def _split_source(source: str | Path | None, held_back: Sequence[str], option: s
     return kept, barred + [cases[position] for position in named]
 
 
-def _find_cases(folder: Path) -> tuple[Cases, bool]:
+def _find_cases(folder: Path, num_channels: int) -> tuple[Cases, bool]:
     """Return the scans of a folder without a list, and whether they have labels."""
     for image_name, label_name in FOLDER_PAIRS:
         if (folder / image_name).is_dir():
-            return list_scans(folder / image_name), (folder / label_name).is_dir()
-    return list_scans(folder), False
+            return list_scans(folder / image_name, num_channels=num_channels), (folder / label_name).is_dir()
+    return list_scans(folder, num_channels=num_channels), False

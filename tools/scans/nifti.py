@@ -110,8 +110,8 @@ def check_scan(path: str | Path, num_channels: int | None = 1, *, need_contrast:
     All voxels are read once: only that shows whether a compressed file is complete.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
-        num_channels: how many volumes the file must hold, None for any number.
+        path: a `.nii` or `.nii.gz` file, or the first of several, see `list_channel_files`.
+        num_channels: how many volumes the scan must hold, None for any number.
         need_contrast: whether to refuse a constant image, from which nothing can be learned.
 
     Raises:
@@ -119,6 +119,11 @@ def check_scan(path: str | Path, num_channels: int | None = 1, *, need_contrast:
         UnreadableScanError: if `read_header` refuses it, its data are damaged, or no voxel is a finite number.
     """
     path = Path(path)
+    files = list_channel_files(path, num_channels or 1)
+    if len(files) > 1:
+        for file in files:
+            check_scan(file, need_contrast=need_contrast)
+        return
     image = read_header(path, num_channels)
     voxels = read_voxels(path, image, scaled=False)
     if voxels.dtype.kind == "f":
