@@ -159,3 +159,9 @@ def test_no_test_module_has_the_name_of_a_folder_that_commands_leave():
     folders = {name.strip("/") for name in ignored if name.endswith("/")}
     assert {"runs", "segmentations"} <= folders
     assert not folders & {path.stem for path in (REPOSITORY / "tests").rglob("*.py")}
+
+
+def test_no_two_test_modules_have_one_name():
+    """They are imported by it, so that the whole suite would end before its first test."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
