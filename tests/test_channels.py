@@ -64,6 +64,13 @@ def test_files_that_are_numbered_without_a_gap_are_patients_for_a_network_of_one
     assert names == [f"case_{number:02}_0000.nii.gz" for number in range(5)]
 
 
+def test_one_file_with_all_channels_may_be_called_so(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(*SHAPE, 2)).astype(np.float32)
+    path = write(tmp_path / "a_0000.nii.gz", voxels)
+    assert list_channel_files(path, 2) == [path]
+    np.testing.assert_array_equal(Scan(path, 2).read(), voxels)
+
+
 def test_a_channel_that_is_missing_is_named(dataset):
     with pytest.raises(MissingFileError, match=r"case_00_0002\.nii\.gz.*wanted 3 channels"):
         list_channel_files(dataset / "imagesTr" / "case_00_0000.nii.gz", 3)

@@ -175,6 +175,8 @@ def test_a_cache_changes_no_crop(cache, tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_another_epoch_and_another_seed_draw_other_crops(num_workers):
     crops = collect_crops(num_workers)
+    by_case = [{int(crop.flatten()[0]) // 1000: crop for crop in crops[epoch]} for epoch in (1, 2)]
+    assert not any(torch.equal(by_case[0][case], by_case[1][case]) for case in range(3)), "but for the order"
     assert not torch.equal(crops[1], crops[2])
     assert not torch.equal(crops[2], crops[3])
     assert not torch.equal(crops[1], collect_crops(num_workers, seed=4)[1])

@@ -28,7 +28,7 @@ def list_channel_files(path: str | Path, num_channels: int | None = None) -> lis
     """
     first = Path(path)
     name = _FIRST.fullmatch(first.name)
-    if name is None or num_channels == 1:
+    if name is None:
         return [first]
     files = [first]
     for number in range(1, num_channels or _LARGEST):
