@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_runs import read_epochs
 from click.testing import CliRunner
 from processes import explain, run_module
 from products import sample
@@ -95,6 +96,15 @@ def test_the_folder_of_a_training_is_exported_and_served_as_it_is(trained, tmp_p
     config = json.loads((tmp_path / "app" / "model" / name / "configs" / "inference.json").read_text())
     assert config["labels"] == list(TRAININGS[trained.name].small["labels"])
     assert str(trained.folder) not in json.dumps(config)
+
+
+@pytest.mark.parametrize("trained", sample(TRAININGS, "unetr_btcv"), indirect=True)
+@pytest.mark.costs(processes=8)
+@pytest.mark.parametrize("changes", [{"num_workers": 2, "cache_rate": 0.0}], ids=str)
+def test_loader_workers_and_caches_change_no_loss(trained, changes, tmp_path):
+    trained.bundle.run("train", dataset_dir=str(trained.dataset), output_dir=str(tmp_path / "run"), **changes)
+    found, wanted = ([epoch["loss"] for epoch in read_epochs(folder)] for folder in (tmp_path / "run", trained.folder))
+    assert found == pytest.approx(wanted, rel=1e-6)
 
 
 @sampled
