@@ -273,6 +273,6 @@ def test_from_python_a_mistake_is_the_sentence_of_the_command_line(overrides, wo
     weights = root / "models" / "msd04_hippocampus.yaml"
     files = [str(root / "configs" / "inference.yaml"), str(weights)]
     with pytest.raises(RuntimeError) as caught:
-        monai.bundle.run(config_file=files, **values)
+        monai.bundle.run(config_file=files, logging_file=False, **values)  # that of the bundle would stay in force
     assert str(find_cause(caught.value)).startswith(words)
     assert not (tmp_path / "out").exists()
