@@ -36,7 +36,7 @@ def measure_dice(
         LabelValueError: if one of them holds other values than those of the map, or of `labels`.
     """
     values = label_map or {value: value for value in range(len(labels))}
-    check_pair(segmentation_path, label_path, list(values))
+    check_pair(segmentation_path, label_path, list(values), may_be_equal=True)
     segmentation, label = (_read_one_hot(path, values, len(labels)) for path in (segmentation_path, label_path))
     dice = compute_dice(segmentation, label, include_background=False, ignore_empty=True)[0]
     return dict(zip(labels[1:], dice.tolist(), strict=True))

@@ -27,7 +27,12 @@ _WHOLE = 1e-3  # programs that scale labels leave them that close to whole numbe
 
 
 def check_pair(
-    image_path: str | Path, label_path: str | Path, label_values: Collection[int], num_channels: int = 1
+    image_path: str | Path,
+    label_path: str | Path,
+    label_values: Collection[int],
+    num_channels: int = 1,
+    *,
+    may_be_equal: bool = False,
 ) -> set[int]:
     """Return the values that a label has; raise if it does not belong to its image; warn if it is all background.
 
@@ -40,6 +45,7 @@ def check_pair(
         label_path: a `.nii` or `.nii.gz` file of whole numbers.
         label_values: the values that the data set defines, background among them.
         num_channels: how many volumes the image must hold.
+        may_be_equal: whether both may hold the same voxels, as two segmentations do.
 
     Raises:
         MissingFileError: if one of the files does not exist.
@@ -54,7 +60,7 @@ def check_pair(
     if voxels.dtype.kind == "f":
         whole_voxels = np.rint(voxels)
         voxels = np.where(np.abs(voxels - whole_voxels) <= _WHOLE, whole_voxels, voxels)
-    if voxels.any() and voxels.shape == grey.shape and np.array_equal(voxels, grey):
+    if not may_be_equal and voxels.any() and voxels.shape == grey.shape and np.array_equal(voxels, grey):
         found = "the same voxels as the image"
         raise LabelValueError(label_path, found, "classes", "give the label that belongs to the image")
     allowed = sorted({int(value) for value in label_values})
