@@ -68,7 +68,7 @@ MUTANTS = [
     Mutant("tools/handlers/training.py", "[self.seed, self.epoch, index]", "[self.seed, index]"),
     Mutant("tools/handlers/evaluation.py", "(centres[0] - centres[1])", "(centres[1] - centres[0])"),
     Mutant("tools/checks/samples.py", "if share > _MOSTLY", "if share < _MOSTLY"),
-    Mutant("tools/channels.py", "1 < len(files) < num_channels", "0 < len(files) < num_channels"),
+    Mutant("tools/channels.py", "if num_channels in (None, len(files)) else", "if num_channels != 1 else"),
     Mutant("tools/losses.py", "use_softmax=True", "use_softmax=False"),
     Mutant("bundles/inflated_vit_seg/configs/train.yaml", "nearest-exact], anti_aliasing", "nearest], anti_aliasing"),
     # the ground rooms

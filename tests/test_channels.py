@@ -19,7 +19,7 @@ from tools.channels import drop_further_channels, list_channel_files
 from tools.checks import check_dataset, select_readable
 from tools.commands.train import describe_dataset
 from tools.datasets import DiskDataset, list_scans, list_unlabelled, read_datalist
-from tools.errors import GeometryMismatchError, MissingFileError, UnreadableScanError
+from tools.errors import GeometryMismatchError, UnreadableScanError
 from tools.scans import Scan
 
 AFFINE = np.diag([-1.5, 1.5, 2, 1])
@@ -55,7 +55,8 @@ def test_the_files_behind_a_first_one_belong_to_it_where_channels_are_asked_for(
     assert list_channel_files(images[0], 1) == images[:1]
     assert list_channel_files(images[0]) == images[:2]
     assert list_channel_files(images[1], 2) == images[1:2]
-    assert drop_further_channels(images) == images[::2]
+    assert drop_further_channels(images, 2) == images[::2]
+    assert drop_further_channels(images, 1) == images
 
 
 def test_files_that_are_numbered_without_a_gap_are_patients_for_a_network_of_one_channel(dataset):
@@ -71,9 +72,18 @@ def test_one_file_with_all_channels_may_be_called_so(tmp_path):
     np.testing.assert_array_equal(Scan(path, 2).read(), voxels)
 
 
-def test_a_channel_that_is_missing_is_named(dataset):
-    with pytest.raises(MissingFileError, match=r"case_00_0002\.nii\.gz.*wanted 3 channels"):
-        list_channel_files(dataset / "imagesTr" / "case_00_0000.nii.gz", 3)
+def test_another_number_of_files_is_none_of_channels(dataset):
+    with pytest.raises(UnreadableScanError, match=r"case_00_0000\.nii\.gz: found 1 volumes.*wanted 3 volumes"):
+        Scan(dataset / "imagesTr" / "case_00_0000.nii.gz", 3)
+
+
+def test_patients_that_are_numbered_so_stay_patients(tmp_path):
+    for number in range(3):
+        write(tmp_path / "imagesTr" / f"scan_{number:04}.nii.gz", np.ones((*SHAPE, 2), np.float32))
+        write(tmp_path / "labelsTr" / f"scan_{number:04}.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert len(list_scans(tmp_path / "imagesTr", num_channels=2)) == 3
+    cases = read_datalist(tmp_path, "training")
+    assert describe_dataset(tmp_path, cases, ["background", "a"])["in_channels"] == 2
 
 
 def test_a_scan_has_the_channels_of_its_files(tmp_path):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tools.errors import MissingFileError
-
 _FIRST = re.compile(r"(.+_)0000(\.nii(?:\.gz)?)", re.IGNORECASE)
 _LARGEST = 10_000  # of four digits
 
@@ -21,28 +19,23 @@ def list_channel_files(path: str | Path, num_channels: int | None = None) -> lis
 
     Args:
         path: a scan, or the first file of one.
-        num_channels: how many volumes it must hold; with None all files that follow are taken.
-
-    Raises:
-        MissingFileError: if there are some of the further files, and not all.
+        num_channels: how many files it must be, or it is one alone: patients may be numbered so, too. With None all
+            files that follow are taken.
     """
     first = Path(path)
     name = _FIRST.fullmatch(first.name)
     if name is None:
         return [first]
     files = [first]
-    for number in range(1, num_channels or _LARGEST):
+    for number in range(1, _LARGEST):
         file = first.with_name(f"{name[1]}{number:04}{name[2]}")
         if not file.exists():
             break
         files.append(file)
-    if num_channels is not None and 1 < len(files) < num_channels:
-        missing = first.with_name(f"{name[1]}{len(files):04}{name[2]}")
-        raise MissingFileError(missing, "no such file", f"{num_channels} channels of {first.name}", "bring the file")
-    return files
+    return files if num_channels in (None, len(files)) else [first]
 
 
-def drop_further_channels(paths: list[Path]) -> list[Path]:
+def drop_further_channels(paths: list[Path], num_channels: int) -> list[Path]:
     """Return the scans of a list without the files that stand behind a first one."""
-    behind = {file for path in paths for file in list_channel_files(path)[1:]}
+    behind = {file for path in paths for file in list_channel_files(path, num_channels)[1:]}
     return [path for path in paths if path not in behind]

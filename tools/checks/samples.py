@@ -94,7 +94,7 @@ def _holds(name: str, label_map: Mapping[int, int], numbers: Collection[int]) ->
 
 def _iterate(dataset: Dataset) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if isinstance(dataset, CacheDataset) and len(dataset._cache):
-        yield from enumerate(item for item in dataset._cache if item is not None)
+        yield from ((index, item) for index, item in enumerate(dataset._cache) if item is not None)
         return
     for index in spread(len(dataset), _PREPARED):
         entry = dataset.data[index]
@@ -102,10 +102,7 @@ def _iterate(dataset: Dataset) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield index, dataset._cachecheck(entry)
         else:
             transform: Compose = dataset.transform
-            end = transform.get_index_of_first(
-                lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-            )
-            yield index, transform(dict(entry), end=end)
+            yield index, transform(dict(entry), end=transform.get_index_of_first(_is_random))
 
 
 def _is_random(transform: Any) -> bool:

@@ -19,7 +19,7 @@ from tools.configs.files import RUN_OVERLAY, read_config
 from tools.configs.models import write_overlay
 from tools.datasets import read_datalist
 from tools.datasets.datalists import locate_source, name_values
-from tools.datasets.scans import make_absolute
+from tools.datasets.scans import make_absolute, name_case
 from tools.datasets.sides import list_sided
 from tools.errors import ConfigValueError, MissingFileError, spell_option
 from tools.models import find_model
@@ -179,7 +179,9 @@ def describe_dataset(source: Path, cases: Sequence[Mapping[str, str]], labels: S
     spacing = [float(f"{statistics.median(_orient(scan)[axis] for scan in facts):.3g}") for axis in range(3)]
     extents = [scan.extent_mm for scan in facts]
     sizes = [statistics.median(extent[axis] for extent in extents) / spacing[axis] for axis in range(3)]
-    in_channels = math.prod(facts[0].shape[3:]) * len(list_channel_files(facts[0].path))
+    in_channels = math.prod(facts[0].shape[3:])
+    if name_case(cases[0]["label"]) != name_case(cases[0]["image"]):  # x belongs to x_0000, x_0001, ...
+        in_channels *= len(list_channel_files(cases[0]["image"]))
     window = {"_target_": "ScaleIntensityRanged", "keys": "image", "b_min": 0.0, "b_max": 1.0, "clip": True}
     intensity = {
         "CT": window | {"a_min": -175, "a_max": 250},  # HU, that of BTCV: soft tissue

@@ -56,7 +56,7 @@ def list_scans(
         scans = _list_given(datalist)
     elif dataset_dir is not None:
         scans = _list_found(make_absolute(dataset_dir))
-        scans = drop_further_channels(scans) if num_channels > 1 else scans
+        scans = drop_further_channels(scans, num_channels)
     else:
         raise MissingFileError(
             "--dataset_dir and --datalist",
